@@ -1,0 +1,114 @@
+//! One address type for both families: 16 bytes, IPv4 as `::ffff:a.b.c.d` (RFC 4291 §2.5.5.2).
+//!
+//! A real IPv6 packet never carries a mapped address here: `packet` refuses it as malformed.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// An IPv4 or IPv6 address in network byte order; IPv4 is stored mapped.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    Eq,
+    FromBytes,
+    Hash,
+    Immutable,
+    IntoBytes,
+    Ord,
+    PartialEq,
+    PartialOrd,
+)]
+#[repr(C, align(4))]
+pub struct Address(pub [u8; 16]);
+
+/// Bits that precede an IPv4 address in its mapped form.
+pub const V4_PREFIX_BITS: u8 = 96;
+
+impl Address {
+    /// `::`, which is also the "no address" filler of map values.
+    pub const UNSPECIFIED: Self = Self([0; 16]);
+
+    /// The mapped form of an IPv4 address.
+    #[inline(always)]
+    pub const fn from_v4(v4: [u8; 4]) -> Self {
+        let [a, b, c, d] = v4;
+        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+    }
+
+    /// An IPv6 address as it is on the wire.
+    #[inline(always)]
+    pub const fn from_v6(v6: [u8; 16]) -> Self {
+        Self(v6)
+    }
+
+    /// The IPv4 address, when this is one.
+    #[inline(always)]
+    pub const fn as_v4(self) -> Option<[u8; 4]> {
+        match self.0 {
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] => Some([a, b, c, d]),
+            _ => None,
+        }
+    }
+
+    /// The address as four native-endian words, for cheap comparison and hashing in the kernel.
+    #[inline(always)]
+    pub const fn words(self) -> [u32; 4] {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.0;
+        [
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
+            u32::from_ne_bytes([m, n, o, p]),
+        ]
+    }
+
+    /// True for the mapped form of an IPv4 address.
+    #[inline(always)]
+    pub const fn is_v4(self) -> bool {
+        let [a, b, c, _] = self.words();
+        a == 0 && b == 0 && c == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+    }
+
+    /// True for 224.0.0.0/4 (RFC 5771), 255.255.255.255 (RFC 919) and ff00::/8 (RFC 4291 §2.7).
+    #[inline(always)]
+    pub const fn is_group(self) -> bool {
+        let [first, .., m, n, o, p] = self.0;
+        if self.is_v4() {
+            m & 0xf0 == 0xe0 || (m == 255 && n == 255 && o == 255 && p == 255)
+        } else {
+            first == 0xff
+        }
+    }
+
+    /// True for fe80::/10 (RFC 4291 §2.5.6). IPv4's 169.254.0.0/16 is an ordinary unicast range here.
+    #[inline(always)]
+    pub const fn is_v6_link_local(self) -> bool {
+        let [a, b, ..] = self.0;
+        a == 0xfe && b & 0xc0 == 0x80
+    }
+}
+
+impl From<core::net::IpAddr> for Address {
+    fn from(ip: core::net::IpAddr) -> Self {
+        match ip {
+            core::net::IpAddr::V4(v4) => Self::from_v4(v4.octets()),
+            core::net::IpAddr::V6(v6) => Self::from_v6(v6.octets()),
+        }
+    }
+}
+
+impl From<Address> for core::net::IpAddr {
+    fn from(address: Address) -> Self {
+        match address.as_v4() {
+            Some(v4) => Self::V4(v4.into()),
+            None => Self::V6(address.0.into()),
+        }
+    }
+}
+
+impl core::fmt::Display for Address {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        core::fmt::Display::fmt(&core::net::IpAddr::from(*self), f)
+    }
+}

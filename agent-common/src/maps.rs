@@ -1,0 +1,618 @@
+//! Every map the agent and the kernel share: name, kind, key, value, default capacity.
+//!
+//! One definition each. User space pins all of them under one directory that carries
+//! [`LAYOUT_VERSION`]; a change of any layout here is a new version. Map values hold plain
+//! integers; zeroed memory always reads as the safe answer (no class, deny, not programmed).
+//! Fields are host-endian unless they say `_be`; addresses are in network order by their type.
+
+#![expect(
+    missing_debug_implementations,
+    reason = "zerocopy's derives make helper types without it; ours derive it in map_types!"
+)]
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::address::Address;
+
+/// Version of all layouts below; part of the pin directory's name.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Declares map keys and values: `repr(C)`, plain data proved by derives, size asserted.
+macro_rules! map_types {
+    ($($(#[$doc:meta])* pub struct $name:ident { $($(#[$fdoc:meta])* pub $field:ident: $ty:ty,)* } = $size:literal)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq, FromBytes, IntoBytes, Immutable)]
+        #[repr(C)]
+        pub struct $name { $($(#[$fdoc])* pub $field: $ty,)* }
+
+        const _: () = assert!(size_of::<$name>() == $size);
+
+        impl $name {
+            /// Field names and byte offsets, for the layout snapshot.
+            pub const FIELDS: &[(&str, usize)] = &[$((stringify!($field), core::mem::offset_of!($name, $field))),*];
+        }
+
+        // SAFETY: `IntoBytes` and `FromBytes` above prove that the type has no padding and that
+        // every bit pattern is valid, which is all that `Pod` asks for.
+        #[cfg(feature = "user")]
+        unsafe impl aya::Pod for $name {}
+    )*};
+}
+
+map_types! {
+    /// ENDPOINTS: what the programs load once per packet, as one aligned 8-byte word.
+    pub struct EndpointWord {
+        /// Row of CONFIGS; 0 means that no endpoint is published here.
+        pub config_row: u32,
+        /// Revision of the endpoint's policy; connections stamped with another are judged again.
+        pub revision: u32,
+    } = 8
+
+    /// An address prefix; IPv4 is mapped, so an IPv4 /24 has length 120.
+    pub struct Prefix {
+        /// The address, bits past the length zero.
+        pub address: Address,
+        /// Length in bits, 0 to 128.
+        pub length: u32,
+    } = 20
+
+    /// CONFIGS: an endpoint as its programs see it. A row is immutable once published.
+    pub struct Config {
+        /// The host-side interface this row is for; guards against index collisions.
+        pub ifindex: u32,
+        /// Place of the endpoint in per-slot maps; 0 means none.
+        pub slot: u32,
+        /// The pod's addresses; unused places are `::`.
+        pub addresses: [Address; 2],
+        /// Policy sets in force, by direction; 0 means not isolated.
+        pub sets: [u32; 2],
+        /// Policy sets in force plus the audited ones, by direction; equal to `sets` when no
+        /// audited policy selects the endpoint.
+        pub audit_sets: [u32; 2],
+        /// `config_flags`.
+        pub flags: u32,
+        /// When the programs were attached, in jiffies (low 32 bits).
+        pub attached: u32,
+        /// Break-glass deadline in 64-bit jiffies; 0 when the glass is whole.
+        pub open_until: u64,
+        /// Prefixes beside `addresses` the pod may send from.
+        pub sources: [Prefix; 4],
+        /// How many of `sources` are used.
+        pub source_count: u32,
+        /// Zero.
+        pub reserved: u32,
+    } = 160
+
+    /// CONNTRACK: a flow at one endpoint, the same key for both of its directions.
+    pub struct FlowKey {
+        /// The pod's side.
+        pub local: Address,
+        /// The other side.
+        pub peer: Address,
+        /// Port (or ICMP echo identifier) of the pod's side, host order.
+        pub local_port: u16,
+        /// Port (or ICMP echo identifier) of the other side, host order.
+        pub peer_port: u16,
+        /// IP protocol number.
+        pub protocol: u8,
+        /// Zero.
+        pub reserved: [u8; 3],
+    } = 40
+
+    /// PENDING: a flow not answered yet, with the endpoint it belongs to.
+    pub struct PendingKey {
+        /// The flow.
+        pub flow: FlowKey,
+        /// The endpoint's slot.
+        pub slot: u32,
+    } = 44
+
+    /// CONNTRACK and PENDING: what is known of a flow that was allowed.
+    pub struct Connection {
+        /// Revision of the endpoint under which the flow was last judged.
+        pub revision: u32,
+        /// Revision of the peer's bucket under which the flow was last judged.
+        pub peer_revision: u32,
+        /// When a packet was last seen, in jiffies (low 32 bits).
+        pub last_seen: u32,
+        /// Rule that admitted the flow; 0 when none did.
+        pub rule: u32,
+        /// `ingress_ifindex` of the local pod that sent the flow's first packet under another
+        /// address (masquerade); 0 when the peer is who its address says.
+        pub via: u32,
+        /// Bucket of PEER_REVISION the peer belongs to.
+        pub peer_bucket: u16,
+        /// `conntrack::State` as an integer.
+        pub state: u8,
+        /// Direction of the flow's first packet, as `Direction::index`.
+        pub originator: u8,
+        /// `connection_flags`.
+        pub flags: u16,
+        /// Reason the flow was allowed for, as `Reason::number`.
+        pub reason: u8,
+        /// Zero.
+        pub reserved: u8,
+        /// When the flow was made, in jiffies (low 32 bits).
+        pub first_seen: u32,
+    } = 32
+
+    /// PEERS_CIDR key. The leading length is what the LPM trie wants.
+    pub struct PrefixKey {
+        /// Prefix length in bits, 0 to 128.
+        pub length: u32,
+        /// The address.
+        pub address: Address,
+    } = 20
+
+    /// PEERS_EXACT and PEERS_CIDR: what an address is to this node's policies.
+    pub struct PeerEntry {
+        /// Peer class; 0 matches nothing.
+        pub class: u32,
+        /// `peer_flags`.
+        pub flags: u32,
+    } = 8
+
+    /// VERDICTS key.
+    pub struct VerdictKey {
+        /// Policy set.
+        pub set: u32,
+        /// Peer class.
+        pub class: u32,
+    } = 8
+
+    /// A stretch of ports of one protocol inside a port function.
+    pub struct PortInterval {
+        /// IP protocol number.
+        pub protocol: u8,
+        /// `ALLOW` or `DENY`.
+        pub verdict: u8,
+        /// Precedence of the deciding rule; lower was asked first.
+        pub rank: u16,
+        /// First port, host order.
+        pub first: u16,
+        /// Last port, host order, inclusive.
+        pub last: u16,
+        /// Deciding rule; 0 when none.
+        pub rule: u32,
+    } = 12
+
+    /// VERDICTS: the flattened function over (protocol, port) for one set and class. What no
+    /// interval covers has the row's own verdict.
+    pub struct PortFunction {
+        /// `FUNCTION_INLINE` or `FUNCTION_LONG`.
+        pub kind: u8,
+        /// How many of `intervals` are used.
+        pub count: u8,
+        /// Verdict outside all intervals: `ALLOW` or `DENY`.
+        pub verdict: u8,
+        /// Zero.
+        pub reserved: u8,
+        /// Precedence of the rule behind `verdict`.
+        pub rank: u16,
+        /// Zero.
+        pub reserved2: u16,
+        /// Rule behind `verdict`; 0 when none.
+        pub rule: u32,
+        /// Function id in PORTS, when the kind is `FUNCTION_LONG`.
+        pub function: u32,
+        /// Disjoint intervals, in no particular order.
+        pub intervals: [PortInterval; 3],
+    } = 52
+
+    /// PORTS key: function, protocol, port, longest prefix first. The leading length is what the
+    /// LPM trie wants: 40 bits cover one protocol, 56 one port.
+    pub struct PortKey {
+        /// Prefix length in bits, 0 to 56.
+        pub length: u32,
+        /// Function id, big-endian.
+        pub function_be: [u8; 4],
+        /// IP protocol number.
+        pub protocol: u8,
+        /// Port, big-endian.
+        pub port_be: [u8; 2],
+        /// Zero.
+        pub reserved: u8,
+    } = 12
+
+    /// PORTS: the verdict for a stretch of ports. A miss means the row's own verdict.
+    pub struct PortVerdict {
+        /// `ALLOW` or `DENY`.
+        pub verdict: u8,
+        /// Zero.
+        pub reserved: u8,
+        /// Precedence of the deciding rule.
+        pub rank: u16,
+        /// Deciding rule; 0 when none.
+        pub rule: u32,
+    } = 8
+
+    /// SERVICES key: a virtual address and port before DNAT.
+    pub struct ServiceKey {
+        /// The virtual address.
+        pub address: Address,
+        /// Port, host order.
+        pub port: u16,
+        /// IP protocol number.
+        pub protocol: u8,
+        /// Zero.
+        pub reserved: u8,
+    } = 20
+
+    /// One distinct kind of backend of a Service.
+    pub struct Backend {
+        /// Peer class of the backends.
+        pub class: u32,
+        /// Their port, host order.
+        pub port: u16,
+        /// Zero.
+        pub reserved: u16,
+    } = 8
+
+    /// SERVICES: the distinct backends behind a virtual address and port.
+    pub struct Service {
+        /// How many of `backends` are used; `SERVICE_MANY` when four do not suffice.
+        pub count: u32,
+        /// The distinct (class, port) pairs.
+        pub backends: [Backend; 4],
+    } = 36
+
+    /// FRAGMENTS key: a fragmented packet as one hook of one endpoint sees it.
+    pub struct FragmentKey {
+        /// Source address.
+        pub source: Address,
+        /// Destination address.
+        pub destination: Address,
+        /// Identification (RFC 791, RFC 8200 §4.5), host order.
+        pub identification: u32,
+        /// The endpoint's slot.
+        pub slot: u32,
+        /// IP protocol number.
+        pub protocol: u8,
+        /// `Direction::index`.
+        pub direction: u8,
+        /// Zero.
+        pub reserved: u16,
+    } = 44
+
+    /// FRAGMENTS: what the first fragment said.
+    pub struct Fragment {
+        /// Source port, host order.
+        pub source_port: u16,
+        /// Destination port, host order.
+        pub destination_port: u16,
+        /// When it was seen, in jiffies (low 32 bits).
+        pub last_seen: u32,
+    } = 8
+
+    /// PASSED and DROPPED: exact traffic counts.
+    pub struct Traffic {
+        /// Packets.
+        pub packets: u64,
+        /// Bytes from the IP header on.
+        pub bytes: u64,
+    } = 16
+
+    /// DENIED key: who was refused what.
+    pub struct DeniedKey {
+        /// The other side's address.
+        pub peer: Address,
+        /// The endpoint's slot.
+        pub slot: u32,
+        /// Destination port of the refused packet, host order; ICMP: type << 8 | code.
+        pub port: u16,
+        /// IP protocol number.
+        pub protocol: u8,
+        /// `Direction::index`.
+        pub direction: u8,
+    } = 24
+
+    /// DENIED: how often and since when.
+    pub struct Denied {
+        /// Packets refused.
+        pub packets: u64,
+        /// First refusal, 64-bit jiffies.
+        pub first: u64,
+        /// Latest refusal, 64-bit jiffies.
+        pub last: u64,
+        /// Endpoint revision of the latest refusal.
+        pub revision: u32,
+        /// Deciding rule of the latest refusal; 0 when none.
+        pub rule: u32,
+        /// When this row was last reported as an event, jiffies (low 32 bits).
+        pub reported: u32,
+        /// `Reason::number` of the latest refusal.
+        pub reason: u8,
+        /// Zero.
+        pub reserved: [u8; 3],
+    } = 40
+
+    /// RULE_HITS: use of one rule.
+    pub struct RuleHit {
+        /// New connections the rule decided.
+        pub connections: u64,
+        /// Latest one, 64-bit jiffies.
+        pub last_seen: u64,
+    } = 16
+
+    /// BUDGETS: token bucket of new flows, per slot.
+    pub struct Budget {
+        /// When tokens were last added, in jiffies (low 32 bits).
+        pub stamp: u32,
+        /// Tokens left, each one new flow.
+        pub tokens: u32,
+    } = 8
+
+    /// SETTINGS: knobs the programs read; one row.
+    pub struct Settings {
+        /// `settings_flags`.
+        pub flags: u32,
+        /// Kernel ticks a second (CONFIG_HZ as measured by user space).
+        pub hz: u32,
+        /// A DENIED row this old, in jiffies, is reported again when it grows.
+        pub report_interval: u32,
+        /// Length of the mid-stream grace after attachment under the strict knob, in jiffies.
+        pub mid_stream_grace: u32,
+        /// Lifetime of a silent flow in jiffies, by `conntrack::Timeout`.
+        pub timeouts: [u32; 8],
+        /// New flows an endpoint may open a second.
+        pub budget_rate: u32,
+        /// New flows an endpoint may open at once.
+        pub budget_burst: u32,
+        /// Bits of the packet mark that carry a source endpoint's slot to the next hook.
+        pub mark_mask: u32,
+        /// Zero.
+        pub reserved: u32,
+    } = 64
+
+    /// NAMES key: what an id means to people.
+    pub struct NameKey {
+        /// `NAME_RULE` or `NAME_SLOT`.
+        pub kind: u32,
+        /// Rule id or slot.
+        pub id: u32,
+    } = 8
+
+    /// NAMES: `namespace/policy/ingress/0` of a rule, `uid namespace/pod` of a slot; UTF-8.
+    pub struct Name {
+        /// Length of the text in bytes.
+        pub length: u32,
+        /// The text; zero past its length.
+        pub text: [[u8; 32]; 12],
+    } = 388
+}
+
+/// `Config::flags`.
+pub mod config_flags {
+    /// The endpoint's policy is compiled and in force; without it the posture decides.
+    pub const PROGRAMMED: u32 = 1;
+    /// Posture of this endpoint while it is not programmed or a state cannot be kept: open.
+    pub const FAIL_OPEN: u32 = 1 << 1;
+    /// The pod may send from any address (annotation).
+    pub const ANY_SOURCE: u32 = 1 << 2;
+}
+
+/// `Connection::flags`.
+pub mod connection_flags {
+    /// Adopted in the middle of the connection.
+    pub const MID_STREAM: u16 = 1;
+    /// The originator has sent a FIN.
+    pub const FIN_ORIGINAL: u16 = 1 << 1;
+    /// The other side has sent a FIN.
+    pub const FIN_REPLY: u16 = 1 << 2;
+    /// Allowed only by break-glass: judged again when the deadline is over.
+    pub const BREAK_GLASS: u16 = 1 << 3;
+    /// Originated by the node itself: never judged again.
+    pub const NODE: u16 = 1 << 4;
+    /// To the pod itself (hairpin): never judged again.
+    pub const ITSELF: u16 = 1 << 5;
+}
+
+/// `PeerEntry::flags`.
+pub mod peer_flags {
+    /// A virtual address: SERVICES decides.
+    pub const VIP: u32 = 1;
+    /// An address of this node.
+    pub const NODE: u32 = 1 << 1;
+}
+
+/// `Settings::flags`.
+pub mod settings_flags {
+    /// Posture of interfaces without a published endpoint: open.
+    pub const UNKNOWN_OPEN: u32 = 1;
+    /// Mid-stream adoption ends `mid_stream_grace` after attachment.
+    pub const STRICT_MID_STREAM: u32 = 1 << 1;
+    /// Report new allowed flows as events.
+    pub const REPORT_ALLOWED: u32 = 1 << 2;
+}
+
+/// Verdict integers of port functions. Zeroed memory denies.
+pub const DENY: u8 = 0;
+/// See [`DENY`].
+pub const ALLOW: u8 = 1;
+/// The function is wholly in its VERDICTS row.
+pub const FUNCTION_INLINE: u8 = 0;
+/// The function's intervals are in PORTS.
+pub const FUNCTION_LONG: u8 = 1;
+/// A Service with more distinct backends than its row holds.
+pub const SERVICE_MANY: u32 = u32::MAX;
+/// `NameKey::kind` of a rule.
+pub const NAME_RULE: u32 = 1;
+/// `NameKey::kind` of a slot.
+pub const NAME_SLOT: u32 = 2;
+
+/// Rows of ENDPOINTS; an interface index is masked with this minus one.
+pub const ENDPOINT_ROWS: u32 = 4096;
+/// Rows of PEER_REVISION.
+pub const PEER_BUCKETS: u32 = 4096;
+/// Largest number of endpoints a node can have, slot 0 included.
+pub const SLOTS: u32 = 1024;
+/// Rows of CONFIGS: each endpoint may have an old and a new row, and rows rest before reuse.
+pub const CONFIG_ROWS: u32 = 4 * SLOTS;
+
+/// Row of PASSED for a slot and direction index.
+#[inline(always)]
+pub const fn passed_index(slot: u32, direction: u8) -> u32 {
+    slot * 2 + direction as u32
+}
+
+/// Row of DROPPED for a slot, direction index and deny reason number.
+#[inline(always)]
+pub const fn dropped_index(slot: u32, direction: u8, reason: u8) -> u32 {
+    (slot * 2 + direction as u32) * crate::verdict::DENY_REASONS
+        + (reason.wrapping_sub(crate::verdict::FIRST_DENY_REASON) as u32
+            & (crate::verdict::DENY_REASONS - 1))
+}
+
+/// Bucket of PEER_REVISION for an address. Multiply-and-shift over its words (Knuth, TAOCP §6.4).
+#[inline(always)]
+pub const fn peer_bucket(address: Address) -> u16 {
+    let [a, b, c, d] = address.words();
+    let mut h = a.wrapping_mul(0x9e37_79b1);
+    h = (h ^ b).wrapping_mul(0x85eb_ca6b);
+    h = (h ^ (h >> 15) ^ c).wrapping_mul(0xc2b2_ae35);
+    h = (h ^ (h >> 13) ^ d).wrapping_mul(0x27d4_eb2f);
+    ((h ^ (h >> 16)) & (PEER_BUCKETS - 1)) as u16
+}
+
+/// Rows of COUNTERS: things that concern the node as a whole.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[repr(u32)]
+pub enum Counter {
+    /// An event found no room in the ring buffer.
+    EventsLost = 0,
+    /// A refusal found no room in DENIED (it is still counted in DROPPED).
+    DeniedOverflow = 1,
+    /// A new flow could not be kept in PENDING or CONNTRACK.
+    ConnectionRefused = 2,
+    /// A set had no default row: judged by posture.
+    DefaultRowMissing = 3,
+    /// A connection was adopted in the middle.
+    MidStream = 4,
+    /// Unicast for another pod, flooded by a bridge, was dropped at `to_pod`.
+    NotMine = 5,
+    /// A new flow was refused by its endpoint's budget.
+    BudgetExceeded = 6,
+    /// A packet met no published endpoint.
+    UnknownEndpoint = 7,
+    /// A rule's index was outside RULE_HITS.
+    RuleHitLost = 8,
+    /// An established flow was cut by a change of policy or peer.
+    Cut = 9,
+}
+
+impl Counter {
+    /// Every counter, by row.
+    pub const ALL: &[Self] = &[
+        Self::EventsLost,
+        Self::DeniedOverflow,
+        Self::ConnectionRefused,
+        Self::DefaultRowMissing,
+        Self::MidStream,
+        Self::NotMine,
+        Self::BudgetExceeded,
+        Self::UnknownEndpoint,
+        Self::RuleHitLost,
+        Self::Cut,
+    ];
+}
+
+/// Rows of COUNTERS.
+pub const COUNTER_ROWS: u32 = 16;
+
+/// Rows of IDS: the next unused id of each kind. Kept with the pins, never restarted.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[repr(u32)]
+pub enum IdKind {
+    /// Policy sets.
+    Set = 0,
+    /// Peer classes.
+    Class = 1,
+    /// Long port functions.
+    Function = 2,
+    /// Rules.
+    Rule = 3,
+    /// Endpoint and peer revisions, one sequence.
+    Revision = 4,
+}
+
+/// Rows of IDS.
+pub const ID_ROWS: u32 = 8;
+
+/// How a map keeps its entries.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum MapKind {
+    /// BPF_MAP_TYPE_ARRAY.
+    Array,
+    /// BPF_MAP_TYPE_ARRAY with BPF_F_MMAPABLE: user space stores words atomically.
+    MappedArray,
+    /// BPF_MAP_TYPE_PERCPU_ARRAY.
+    PerCpuArray,
+    /// BPF_MAP_TYPE_HASH with BPF_F_NO_PREALLOC.
+    Hash,
+    /// BPF_MAP_TYPE_LRU_HASH, common list.
+    LruHash,
+    /// BPF_MAP_TYPE_LPM_TRIE.
+    LpmTrie,
+    /// BPF_MAP_TYPE_ARRAY_OF_MAPS of LRU hashes.
+    ArrayOfLruHash,
+    /// BPF_MAP_TYPE_RINGBUF; capacity in bytes.
+    RingBuffer,
+}
+
+/// One map, whole.
+#[derive(Clone, Copy, Debug)]
+pub struct MapSpec {
+    /// Name in the object, in the pin directory and in metrics (lower case there).
+    pub name: &'static str,
+    /// Kind.
+    pub kind: MapKind,
+    /// Size of a key in bytes (inner key for maps of maps; 0 for the ring buffer).
+    pub key_size: usize,
+    /// Size of a value in bytes (inner value for maps of maps; 0 for the ring buffer).
+    pub value_size: usize,
+    /// Default capacity in entries; bytes for the ring buffer.
+    pub capacity: u32,
+}
+
+const fn spec<K, V>(name: &'static str, kind: MapKind, capacity: u32) -> MapSpec {
+    MapSpec {
+        name,
+        kind,
+        key_size: size_of::<K>(),
+        value_size: size_of::<V>(),
+        capacity,
+    }
+}
+
+/// Default capacity of one endpoint's CONNTRACK map.
+pub const CONNTRACK_CAPACITY: u32 = 4096;
+
+/// Every map, in the order of a packet's way.
+pub const MAPS: &[MapSpec] = &[
+    spec::<u32, EndpointWord>("ENDPOINTS", MapKind::MappedArray, ENDPOINT_ROWS),
+    spec::<u32, EndpointWord>("ENDPOINTS_COLLIDING", MapKind::Hash, SLOTS),
+    spec::<u32, Config>("CONFIGS", MapKind::Array, CONFIG_ROWS),
+    spec::<u32, Settings>("SETTINGS", MapKind::Array, 1),
+    spec::<u32, u32>("PEER_REVISION", MapKind::MappedArray, PEER_BUCKETS),
+    spec::<FlowKey, Connection>("CONNTRACK", MapKind::ArrayOfLruHash, SLOTS),
+    spec::<PendingKey, Connection>("PENDING", MapKind::LruHash, 16_384),
+    spec::<Address, PeerEntry>("PEERS_EXACT", MapKind::Hash, 131_072),
+    spec::<PrefixKey, PeerEntry>("PEERS_CIDR", MapKind::LpmTrie, 131_072),
+    spec::<VerdictKey, PortFunction>("VERDICTS", MapKind::Hash, 524_288),
+    spec::<PortKey, PortVerdict>("PORTS", MapKind::LpmTrie, 131_072),
+    spec::<ServiceKey, Service>("SERVICES", MapKind::Hash, 65_536),
+    spec::<FragmentKey, Fragment>("FRAGMENTS", MapKind::LruHash, 8_192),
+    spec::<u32, Budget>("BUDGETS", MapKind::Array, SLOTS),
+    spec::<u32, Traffic>("PASSED", MapKind::PerCpuArray, 2 * SLOTS),
+    spec::<u32, Traffic>(
+        "DROPPED",
+        MapKind::Array,
+        2 * SLOTS * crate::verdict::DENY_REASONS,
+    ),
+    spec::<DeniedKey, Denied>("DENIED", MapKind::Hash, 16_384),
+    spec::<u32, RuleHit>("RULE_HITS", MapKind::PerCpuArray, 16_384),
+    spec::<u32, u64>("COUNTERS", MapKind::PerCpuArray, COUNTER_ROWS),
+    spec::<(), ()>("EVENTS", MapKind::RingBuffer, 4 << 20),
+    spec::<u32, u64>("IDS", MapKind::Array, ID_ROWS),
+    spec::<NameKey, Name>("NAMES", MapKind::Hash, 32_768),
+];

@@ -1,0 +1,1 @@
+//! Wanted content of every map as plain values: being written.
