@@ -1,1 +1,410 @@
-//! cluster: being written.
+//! The ground state: pods, namespaces, nodes and policies as last seen, who owns an address, and
+//! for a change, what it touches. A change costs in proportion to what it touches.
+//!
+//! The meaning of these objects is not here but in [`crate::evaluate`].
+
+pub mod labels;
+mod namespaces;
+mod owners;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use self::labels::LabelIndex;
+use self::namespaces::{Home, PodSlot, implied};
+use self::owners::Owners;
+use crate::model::{
+    Change, Direction, Namespace, NamespaceScope, Node, ObjectName, Phase, Pod, PodUid, Policy,
+};
+use crate::selector::Selector;
+
+/// What a change touched; nothing when it changed nothing.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Touched {
+    /// Pods that came, went, or differ in any field.
+    pub pods: BTreeSet<PodUid>,
+    /// Addresses that changed owner, or whose owner changed its identity: labels or ports. (The
+    /// labels of its namespace are part of no pod: see `namespaces`.)
+    pub addresses: BTreeSet<IpAddr>,
+    /// Namespaces whose labels or annotations changed: every pod in them may be selected
+    /// differently, none is listed in `pods` for that.
+    pub namespaces: BTreeSet<Arc<str>>,
+    /// Policies that came, went, or differ in any field.
+    pub policies: BTreeSet<ObjectName>,
+    /// Nodes that came, went, or differ in any field.
+    pub nodes: BTreeSet<Arc<str>>,
+}
+
+impl Touched {
+    /// True when nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.pods.is_empty()
+            && self.addresses.is_empty()
+            && self.namespaces.is_empty()
+            && self.policies.is_empty()
+            && self.nodes.is_empty()
+    }
+
+    /// Adds what another change touched.
+    pub fn merge(&mut self, other: Self) {
+        self.pods.extend(other.pods);
+        self.addresses.extend(other.addresses);
+        self.namespaces.extend(other.namespaces);
+        self.policies.extend(other.policies);
+        self.nodes.extend(other.nodes);
+    }
+}
+
+/// The cluster as last seen.
+///
+/// A pod or policy may arrive before its namespace: until then the namespace counts as one whose
+/// only label is `kubernetes.io/metadata.name`, which is the label it has for certain.
+#[derive(Clone, Debug, Default)]
+pub struct Cluster {
+    slots: Vec<Option<Arc<Pod>>>,
+    free: Vec<PodSlot>,
+    by_uid: HashMap<PodUid, PodSlot>,
+    by_name: HashMap<ObjectName, BTreeSet<(i64, PodUid)>>,
+    owners: Owners,
+    /// Pods that selectors may select, of every namespace.
+    labels: LabelIndex<PodSlot>,
+    homes: BTreeMap<Arc<str>, Home>,
+    home_labels: LabelIndex<Arc<str>>,
+    nodes: BTreeMap<Arc<str>, Node>,
+}
+
+impl Cluster {
+    /// An empty cluster.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes a change in, and says what it touched.
+    pub fn apply(&mut self, change: Change) -> Touched {
+        match change {
+            Change::Pod(pod) => self.put_pod(*pod),
+            Change::PodGone(uid) => self.replace_pod(&uid, None),
+            Change::Namespace(namespace) => {
+                let name = Arc::clone(&namespace.name);
+                self.replace_namespace(&name, Some(namespace))
+            }
+            Change::NamespaceGone(name) => self.replace_namespace(&name, None),
+            Change::Node(node) => {
+                let name = Arc::clone(&node.name);
+                self.replace_node(&name, Some(node))
+            }
+            Change::NodeGone(name) => self.replace_node(&name, None),
+            Change::Policy(policy) => {
+                let name = policy.name.clone();
+                self.replace_policy(&name, Some(Arc::new(*policy)))
+            }
+            Change::PolicyGone(name) => self.replace_policy(&name, None),
+        }
+    }
+
+    /// The pod with this UID.
+    pub fn pod(&self, uid: &PodUid) -> Option<&Arc<Pod>> {
+        self.at(*self.by_uid.get(uid)?)
+    }
+
+    /// The pod of this name; the newest when one is being replaced by another.
+    pub fn pod_named(&self, name: &ObjectName) -> Option<&Arc<Pod>> {
+        let (_, uid) = self.by_name.get(name)?.last()?;
+        self.pod(uid)
+    }
+
+    /// Every pod, in no particular order.
+    pub fn pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.slots.iter().flatten()
+    }
+
+    /// Every pod of a namespace, in no particular order.
+    pub fn pods_in(&self, namespace: &str) -> impl Iterator<Item = &Arc<Pod>> {
+        let slots = self.homes.get(namespace).map(|home| &home.pods);
+        slots
+            .into_iter()
+            .flatten()
+            .filter_map(|slot| self.at(*slot))
+    }
+
+    /// The namespace of this name; also one that is only known by a pod or policy in it.
+    pub fn namespace(&self, name: &str) -> Option<&Namespace> {
+        self.homes.get(name).map(|home| &home.namespace)
+    }
+
+    /// Every namespace, by name; also those only known by a pod or policy in them.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
+        self.homes.values().map(|home| &home.namespace)
+    }
+
+    /// The node of this name.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(name)
+    }
+
+    /// Every node, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// The policy of this name.
+    pub fn policy(&self, name: &ObjectName) -> Option<&Arc<Policy>> {
+        self.homes.get(&name.namespace)?.policies.get(&name.name)
+    }
+
+    /// Every policy, by namespace and name.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.homes.values().flat_map(|home| home.policies.values())
+    }
+
+    /// The policies of a namespace, by name.
+    pub fn policies_in(&self, namespace: &str) -> impl Iterator<Item = &Arc<Policy>> {
+        let policies = self.homes.get(namespace).map(|home| &home.policies);
+        policies.into_iter().flat_map(|policies| policies.values())
+    }
+
+    /// The policies that isolate a pod in a direction, by name. Empty for pods that no selector
+    /// selects (hostNetwork, completed).
+    pub fn policies_selecting(&self, pod: &Pod, direction: Direction) -> Vec<&Arc<Policy>> {
+        if !is_selectable(pod) {
+            return Vec::new();
+        }
+        let Some(home) = self.homes.get(&pod.name.namespace) else {
+            return Vec::new();
+        };
+        let mut found: Vec<&Arc<Policy>> = home
+            .policy_selectors
+            .candidates(&pod.labels)
+            .filter_map(|name| home.policies.get(name))
+            .filter(|policy| policy.isolates(direction) && policy.pods.selects(&pod.labels))
+            .collect();
+        found.sort_unstable_by(|a, b| a.name.name.cmp(&b.name.name));
+        found
+    }
+
+    /// The pod an address belongs to: of the pods that state it the newest by creation, then by
+    /// UID. A hostNetwork pod owns no address (it shows its node's), a completed one none any
+    /// more, a terminating one keeps its own.
+    pub fn owner_of(&self, address: IpAddr) -> Option<&Arc<Pod>> {
+        self.at(self.owners.owner_of(address)?)
+    }
+
+    /// The pods a peer selects, in no particular order, seen from a policy in `own_namespace`.
+    /// hostNetwork and completed pods are never selected.
+    pub fn pods_selected(
+        &self,
+        scope: &NamespaceScope,
+        own_namespace: &str,
+        pods: &Selector,
+    ) -> Vec<&Arc<Pod>> {
+        let selects = |slot: &PodSlot| self.at(*slot).filter(|pod| pods.selects(&pod.labels));
+        match scope {
+            NamespaceScope::Own => self.homes.get(own_namespace).map_or_else(Vec::new, |home| {
+                home.labels.candidates(pods).filter_map(selects).collect()
+            }),
+            NamespaceScope::Selected(namespaces) => {
+                let homes: Vec<&Home> = self
+                    .home_labels
+                    .candidates(namespaces)
+                    .filter_map(|name| self.homes.get(name))
+                    .filter(|home| namespaces.selects(&home.namespace.labels))
+                    .collect();
+                // Whichever looks at less: every selected namespace, or the label in all of them.
+                let by_label = self.labels.candidate_count(pods);
+                if homes.len() <= by_label {
+                    return homes
+                        .into_iter()
+                        .flat_map(|home| home.labels.candidates(pods))
+                        .filter_map(selects)
+                        .collect();
+                }
+                let candidates = self.labels.candidates(pods).filter_map(selects);
+                candidates
+                    .filter(|pod| {
+                        self.namespace(&pod.name.namespace)
+                            .is_some_and(|namespace| namespaces.selects(&namespace.labels))
+                    })
+                    .collect()
+            }
+        }
+    }
+
+    fn at(&self, slot: PodSlot) -> Option<&Arc<Pod>> {
+        self.slots.get(slot as usize)?.as_ref()
+    }
+
+    fn put_pod(&mut self, pod: Pod) -> Touched {
+        let uid = pod.uid.clone();
+        self.replace_pod(&uid, Some(Arc::new(pod)))
+    }
+
+    fn replace_pod(&mut self, uid: &PodUid, new: Option<Arc<Pod>>) -> Touched {
+        let old = self.pod(uid).map(Arc::clone);
+        if old == new {
+            return Touched::default();
+        }
+        let addresses: BTreeSet<IpAddr> = [&old, &new]
+            .into_iter()
+            .flatten()
+            .flat_map(|pod| pod.addresses.iter().copied())
+            .collect();
+        let owners_before: Vec<Option<Arc<Pod>>> = addresses
+            .iter()
+            .map(|address| self.owner_of(*address).map(Arc::clone))
+            .collect();
+        if let Some(old) = old {
+            self.remove_pod(&old);
+        }
+        if let Some(new) = new {
+            self.insert_pod(new);
+        }
+        let changed = addresses
+            .into_iter()
+            .zip(owners_before)
+            .filter(|(address, before)| {
+                !is_same_peer(before.as_deref(), self.owner_of(*address).map(|pod| &**pod))
+            })
+            .map(|(address, _)| address);
+        Touched {
+            addresses: changed.collect(),
+            pods: BTreeSet::from([uid.clone()]),
+            ..Touched::default()
+        }
+    }
+
+    fn insert_pod(&mut self, pod: Arc<Pod>) {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            PodSlot::try_from(self.slots.len() - 1).expect("fewer than 2^32 pods")
+        });
+        self.by_uid.insert(pod.uid.clone(), slot);
+        self.by_name
+            .entry(pod.name.clone())
+            .or_default()
+            .insert((pod.created, pod.uid.clone()));
+        let home = self.home(&pod.name.namespace);
+        home.pods.insert(slot);
+        if is_selectable(&pod) {
+            home.labels.insert(&slot, &pod.labels);
+            self.labels.insert(&slot, &pod.labels);
+            self.owners.insert(slot, &pod);
+        }
+        if let Some(place) = self.slots.get_mut(slot as usize) {
+            *place = Some(pod);
+        }
+    }
+
+    fn remove_pod(&mut self, pod: &Pod) {
+        let Some(slot) = self.by_uid.remove(&pod.uid) else {
+            return;
+        };
+        if let Some(uids) = self.by_name.get_mut(&pod.name) {
+            uids.remove(&(pod.created, pod.uid.clone()));
+            if uids.is_empty() {
+                self.by_name.remove(&pod.name);
+            }
+        }
+        if let Some(home) = self.homes.get_mut(&pod.name.namespace) {
+            home.pods.remove(&slot);
+            if is_selectable(pod) {
+                home.labels.remove(&slot, &pod.labels);
+            }
+        }
+        if is_selectable(pod) {
+            self.labels.remove(&slot, &pod.labels);
+            self.owners.remove(slot, pod);
+        }
+        if let Some(place) = self.slots.get_mut(slot as usize) {
+            *place = None;
+        }
+        self.free.push(slot);
+        self.forget_if_empty(&pod.name.namespace);
+    }
+
+    fn replace_namespace(&mut self, name: &Arc<str>, new: Option<Namespace>) -> Touched {
+        if new.is_none() && !self.homes.contains_key(name) {
+            return Touched::default();
+        }
+        let is_known = new.is_some();
+        let new = new.unwrap_or_else(|| implied(name));
+        let home = self.home(name);
+        home.is_known = is_known;
+        let old = std::mem::replace(&mut home.namespace, new.clone());
+        let mut touched = Touched::default();
+        if old != new {
+            self.home_labels.remove(name, &old.labels);
+            self.home_labels.insert(name, &new.labels);
+            touched.namespaces.insert(Arc::clone(name));
+        }
+        self.forget_if_empty(name);
+        touched
+    }
+
+    fn replace_node(&mut self, name: &Arc<str>, new: Option<Node>) -> Touched {
+        let mut touched = Touched::default();
+        if self.nodes.get(name) != new.as_ref() {
+            match new {
+                Some(node) => self.nodes.insert(Arc::clone(name), node),
+                None => self.nodes.remove(name),
+            };
+            touched.nodes.insert(Arc::clone(name));
+        }
+        touched
+    }
+
+    fn replace_policy(&mut self, name: &ObjectName, new: Option<Arc<Policy>>) -> Touched {
+        if self.policy(name) == new.as_ref() {
+            return Touched::default();
+        }
+        let home = self.home(&name.namespace);
+        if let Some(old) = home.policies.remove(&name.name) {
+            home.policy_selectors.remove(&name.name, &old.pods);
+        }
+        if let Some(policy) = new {
+            home.policy_selectors.insert(&name.name, &policy.pods);
+            home.policies.insert(Arc::clone(&name.name), policy);
+        }
+        self.forget_if_empty(&name.namespace);
+        Touched {
+            policies: BTreeSet::from([name.clone()]),
+            ..Touched::default()
+        }
+    }
+
+    fn home(&mut self, name: &Arc<str>) -> &mut Home {
+        self.homes.entry(Arc::clone(name)).or_insert_with(|| {
+            let home = Home::new(name);
+            self.home_labels.insert(name, &home.namespace.labels);
+            home
+        })
+    }
+
+    fn forget_if_empty(&mut self, name: &Arc<str>) {
+        if let Some(home) = self.homes.get(name)
+            && home.is_empty()
+        {
+            self.home_labels.remove(name, &home.namespace.labels);
+            self.homes.remove(name);
+        }
+    }
+}
+
+/// True for pods that selectors select and that own their addresses.
+pub(crate) fn is_selectable(pod: &Pod) -> bool {
+    !pod.host_network && pod.phase != Phase::Completed
+}
+
+/// True when a peer at an address looks the same to every policy.
+fn is_same_peer(before: Option<&Pod>, after: Option<&Pod>) -> bool {
+    match (before, after) {
+        (None, None) => true,
+        (Some(before), Some(after)) => {
+            before.uid == after.uid
+                && before.name == after.name
+                && before.labels == after.labels
+                && before.ports == after.ports
+        }
+        (Some(_), None) | (None, Some(_)) => false,
+    }
+}
