@@ -1,3 +1,28 @@
-//! Everything of Picket's agent that touches the world, one module per neighbour.
+//! The agent: everything of Picket that touches the world, one module per neighbour, listed in
+//! the order of the data's way. What policy means is not here: see `agent_policy`.
+//!
+//! Objects come in through [`source`] and [`endpoints`], [`reconcile`] turns them into writes,
+//! [`dataplane`] carries those out; what the kernel reports comes back through [`flows`] and
+//! [`metrics`] to [`http`] and [`cli`]. [`agent`] starts and stops it all.
+
+pub mod config;
+
+pub mod source;
+
+pub mod endpoints;
+
+pub mod reconcile;
 
 pub mod dataplane;
+
+pub mod flows;
+
+pub mod metrics;
+
+pub mod dto;
+pub mod http;
+
+pub mod cli;
+
+pub mod agent;
+pub mod telemetry;

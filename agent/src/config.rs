@@ -1,0 +1,391 @@
+//! The agent's configuration: raw options in, typed and validated once, never seen raw again.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use agent_common::maps::{MAPS, MapKind};
+
+/// Where the API's Unix socket is when nothing else is said.
+pub const DEFAULT_SOCKET: &str = "/run/picket/agent.sock";
+/// Where maps and links are pinned when nothing else is said.
+pub const DEFAULT_PINS: &str = "/sys/fs/bpf/picket";
+/// Where container runtimes and `ip netns` keep network namespaces.
+pub const DEFAULT_NETNS: &str = "/run/netns";
+/// Port of the metrics server when only an address is given.
+pub const DEFAULT_METRICS_PORT: u16 = 9911;
+
+/// What happens to what Picket does not know: a pod whose policy is not in place, a full map.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Posture {
+    /// Dropped, with reason `not-programmed` or `fail-closed`.
+    #[default]
+    Closed,
+    /// Passed, with reason `fail-open`.
+    Open,
+}
+
+impl Posture {
+    /// The word used on the command line and in JSON.
+    pub const fn as_label(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+        }
+    }
+}
+
+impl std::str::FromStr for Posture {
+    type Err = ConfigError;
+
+    fn from_str(word: &str) -> Result<Self, ConfigError> {
+        match word {
+            "closed" => Ok(Self::Closed),
+            "open" => Ok(Self::Open),
+            _ => Err(ConfigError::Posture(word.to_owned())),
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl std::str::FromStr for LogFormat {
+    type Err = ConfigError;
+
+    fn from_str(word: &str) -> Result<Self, ConfigError> {
+        match word {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(ConfigError::LogFormat(word.to_owned())),
+        }
+    }
+}
+
+/// What is wrong with an option.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// `--manifests` is missing or not a directory.
+    #[error("--manifests {0:?}: not a directory; name the directory that holds the objects")]
+    Manifests(PathBuf),
+    /// `--metrics` cannot be read.
+    #[error("--metrics {0:?}: not an address; write 127.0.0.1:9911, :9911 or 9911")]
+    Metrics(String),
+    /// A path that has to be absolute is not.
+    #[error("{option} {path:?}: relative; write the whole path, starting with /")]
+    Relative {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        path: PathBuf,
+    },
+    /// `--node ""`.
+    #[error("--node \"\": empty; leave the option out to enforce pods of every node name")]
+    EmptyNode,
+    /// `--posture` is neither word.
+    #[error("--posture {0:?}: unknown; write closed or open")]
+    Posture(String),
+    /// `--log-format` is neither word.
+    #[error("--log-format {0:?}: unknown; write text or json")]
+    LogFormat(String),
+    /// `--map-capacity` cannot be read.
+    #[error("--map-capacity {0:?}: write NAME=ENTRIES, for example PEERS_EXACT=262144")]
+    CapacityForm(String),
+    /// `--map-capacity` names no map.
+    #[error("--map-capacity {name:?}: no such map; sizeable are {known}")]
+    UnknownMap {
+        /// The name given.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// `--map-capacity` is out of range.
+    #[error("--map-capacity {name}={value}: must be at least 1 and at most {most}")]
+    Capacity {
+        /// The map.
+        name: &'static str,
+        /// The capacity given.
+        value: u64,
+        /// The largest one that is taken.
+        most: u32,
+    },
+}
+
+/// Options as they come from the command line and the environment.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `--manifests`.
+    pub manifests: PathBuf,
+    /// `--node`.
+    pub node: Option<String>,
+    /// `--metrics`.
+    pub metrics: Option<String>,
+    /// `--socket`.
+    pub socket: PathBuf,
+    /// `--pins`.
+    pub pins: PathBuf,
+    /// `--netns`.
+    pub netns: PathBuf,
+    /// `--posture`.
+    pub posture: Posture,
+    /// `--map-capacity`, each `NAME=ENTRIES`.
+    pub capacities: Vec<String>,
+    /// `--log-format`.
+    pub log_format: LogFormat,
+}
+
+impl Options {
+    /// The options of an agent of which only the directory was said.
+    pub fn new(manifests: impl Into<PathBuf>) -> Self {
+        Self {
+            manifests: manifests.into(),
+            node: None,
+            metrics: None,
+            socket: PathBuf::from(DEFAULT_SOCKET),
+            pins: PathBuf::from(DEFAULT_PINS),
+            netns: PathBuf::from(DEFAULT_NETNS),
+            posture: Posture::default(),
+            capacities: Vec::new(),
+            log_format: LogFormat::default(),
+        }
+    }
+}
+
+/// The agent's configuration, valid as a whole.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// Where objects come from.
+    pub objects: Objects,
+    /// Only pods whose `spec.nodeName` is this are local; without it, every pod that has an
+    /// interface here is.
+    pub node: Option<String>,
+    /// Where `/metrics` is served beside the socket, if anywhere.
+    pub metrics: Option<SocketAddr>,
+    /// The API's Unix socket.
+    pub socket: PathBuf,
+    /// Directory of bpffs under which the versioned pin directory is made.
+    pub pins: PathBuf,
+    /// Directory of network namespaces.
+    pub netns: PathBuf,
+    /// What happens to the unknown.
+    pub posture: Posture,
+    /// Capacities that differ from the default, by map name.
+    pub capacities: Capacities,
+    /// How log lines look.
+    pub log_format: LogFormat,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum Objects {
+    /// A watched directory of manifests.
+    Directory(PathBuf),
+}
+
+/// Entries per map, where they differ from `agent_common::maps::MAPS`.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Capacities(BTreeMap<&'static str, u32>);
+
+/// No map may be asked to hold more entries than this.
+const MOST_ENTRIES: u32 = 16 << 20;
+
+impl Capacities {
+    /// How many entries a map gets.
+    pub fn of(&self, name: &str) -> u32 {
+        self.0.get(name).copied().unwrap_or_else(|| {
+            MAPS.iter()
+                .find(|spec| spec.name == name)
+                .map_or(0, |spec| spec.capacity)
+        })
+    }
+
+    /// The capacities that differ from the default.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        self.0.iter().map(|(name, entries)| (*name, *entries))
+    }
+
+    fn parse(items: &[String]) -> Result<Self, ConfigError> {
+        let mut capacities = BTreeMap::new();
+        for item in items {
+            let malformed = || ConfigError::CapacityForm(item.clone());
+            let (name, entries) = item.split_once('=').ok_or_else(malformed)?;
+            let entries: u64 = entries.parse().map_err(|_error| malformed())?;
+            let name = sizeable()
+                .find(|known| known.eq_ignore_ascii_case(name))
+                .ok_or_else(|| ConfigError::UnknownMap {
+                    name: name.to_owned(),
+                    known: sizeable().collect::<Vec<_>>().join(", "),
+                })?;
+            match u32::try_from(entries) {
+                Ok(entries) if (1..=MOST_ENTRIES).contains(&entries) => {
+                    capacities.insert(name, entries);
+                }
+                Ok(_) | Err(_) => {
+                    return Err(ConfigError::Capacity {
+                        name,
+                        value: entries,
+                        most: MOST_ENTRIES,
+                    });
+                }
+            }
+        }
+        Ok(Self(capacities))
+    }
+}
+
+/// Maps whose size is a matter of taste; arrays are sized by what indexes them.
+fn sizeable() -> impl Iterator<Item = &'static str> {
+    MAPS.iter()
+        .filter(|spec| match spec.kind {
+            MapKind::Hash | MapKind::LruHash | MapKind::LpmTrie | MapKind::ArrayOfLruHash => true,
+            MapKind::Array | MapKind::MappedArray | MapKind::PerCpuArray | MapKind::RingBuffer => {
+                false
+            }
+        })
+        .map(|spec| spec.name)
+}
+
+impl Config {
+    /// Validates options. Reads nothing but whether the manifests directory is one.
+    ///
+    /// # Errors
+    /// The first option that cannot be what it says, with the remedy.
+    pub fn new(options: Options) -> Result<Self, ConfigError> {
+        if !options.manifests.is_dir() {
+            return Err(ConfigError::Manifests(options.manifests));
+        }
+        if options.node.as_deref() == Some("") {
+            return Err(ConfigError::EmptyNode);
+        }
+        for (option, path) in [
+            ("--socket", &options.socket),
+            ("--pins", &options.pins),
+            ("--netns", &options.netns),
+        ] {
+            absolute(option, path)?;
+        }
+        Ok(Self {
+            metrics: options
+                .metrics
+                .as_deref()
+                .map(metrics_address)
+                .transpose()?,
+            capacities: Capacities::parse(&options.capacities)?,
+            objects: Objects::Directory(options.manifests),
+            node: options.node,
+            socket: options.socket,
+            pins: options.pins,
+            netns: options.netns,
+            posture: options.posture,
+            log_format: options.log_format,
+        })
+    }
+}
+
+fn absolute(option: &'static str, path: &Path) -> Result<(), ConfigError> {
+    if path.is_absolute() {
+        return Ok(());
+    }
+    Err(ConfigError::Relative {
+        option,
+        path: path.to_owned(),
+    })
+}
+
+/// `ADDR:PORT`, `ADDR`, `:PORT` or `PORT`; the address is loopback unless said.
+fn metrics_address(text: &str) -> Result<SocketAddr, ConfigError> {
+    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(address);
+    }
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(address, DEFAULT_METRICS_PORT));
+    }
+    match text.strip_prefix(':').unwrap_or(text).parse::<u16>() {
+        Ok(port) => Ok(SocketAddr::new(loopback, port)),
+        Err(_) => Err(ConfigError::Metrics(text.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(change: impl FnOnce(&mut Options)) -> Result<Config, ConfigError> {
+        let mut options = Options::new("/");
+        change(&mut options);
+        Config::new(options)
+    }
+
+    #[test]
+    fn metrics_are_off_unless_asked_for_and_loopback_unless_told() {
+        let metrics = |text: Option<&str>| {
+            config(|options| options.metrics = text.map(str::to_owned)).map(|config| config.metrics)
+        };
+        let parsed = |text: &str| Some(text.parse().unwrap());
+        assert_eq!(metrics(None), Ok(None));
+        assert_eq!(metrics(Some(":9911")), Ok(parsed("127.0.0.1:9911")));
+        assert_eq!(metrics(Some("8080")), Ok(parsed("127.0.0.1:8080")));
+        assert_eq!(metrics(Some("0.0.0.0")), Ok(parsed("0.0.0.0:9911")));
+        assert_eq!(metrics(Some("[::1]:1")), Ok(parsed("[::1]:1")));
+        assert_eq!(
+            metrics(Some("all")),
+            Err(ConfigError::Metrics("all".to_owned()))
+        );
+    }
+
+    #[test]
+    fn capacities_are_taken_by_name_within_limits() {
+        let of = |item: &str| {
+            config(|options| options.capacities = vec![item.to_owned()])
+                .map(|config| config.capacities)
+        };
+        let taken = of("peers_exact=262144").unwrap();
+        assert_eq!(taken.of("PEERS_EXACT"), 262_144);
+        assert_eq!(taken.of("VERDICTS"), 524_288, "the default stays");
+        assert!(matches!(
+            of("PEERS_EXACT"),
+            Err(ConfigError::CapacityForm(_))
+        ));
+        assert!(matches!(
+            of("PASSED=9"),
+            Err(ConfigError::UnknownMap { .. })
+        ));
+        assert!(matches!(
+            of("VERDICTS=0"),
+            Err(ConfigError::Capacity { value: 0, .. })
+        ));
+        assert!(matches!(
+            of("VERDICTS=99999999999"),
+            Err(ConfigError::Capacity { .. })
+        ));
+    }
+
+    #[test]
+    fn relative_paths_and_empty_names_are_refused() {
+        assert!(matches!(
+            config(|options| options.socket = "run/x.sock".into()),
+            Err(ConfigError::Relative {
+                option: "--socket",
+                ..
+            })
+        ));
+        assert_eq!(
+            config(|options| options.node = Some(String::new())),
+            Err(ConfigError::EmptyNode)
+        );
+        assert_eq!(
+            config(|options| options.manifests = "/nowhere/at/all".into()),
+            Err(ConfigError::Manifests("/nowhere/at/all".into()))
+        );
+    }
+}

@@ -1,0 +1,1 @@
+//! Flow events, decoded and joined with names.
