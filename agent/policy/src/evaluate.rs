@@ -1,1 +1,258 @@
-//! evaluate: being written.
+//! THE SPECIFICATION: what the policies of a cluster say of one packet, read in the order of the
+//! Kubernetes documentation. Slow, obvious, never optimized.
+//!
+//! Everything else that knows what a policy means is either built from these functions
+//! ([`crate::explain`], [`crate::matrix`]) or tested against them ([`crate::compile`]). What is
+//! decided before policy is asked (replies, the node's own traffic, neighbour discovery,
+//! malformed packets) is not here but in `agent_common::classify`.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::cluster::{Cluster, is_selectable};
+use crate::model::{
+    Direction, NamespaceScope, Peer, Peers, Pod, Policy, PortMatch, Ports, Protocol, Reason, Rule,
+    RuleRef, Verdict,
+};
+
+/// The first packet of a flow, as policy sees it.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Packet {
+    /// Source address.
+    pub from: IpAddr,
+    /// Destination address.
+    pub to: IpAddr,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Destination port; without meaning for protocols that have none.
+    pub port: u16,
+}
+
+/// What one side's policies say of a packet.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+#[must_use]
+pub struct Decision {
+    /// Why; its verdict is the decision's verdict.
+    pub reason: Reason,
+    /// The rule that admits it: of those that do, the first by namespace, name and index.
+    pub rule: Option<RuleRef>,
+}
+
+impl Decision {
+    const fn by(reason: Reason) -> Self {
+        Self { reason, rule: None }
+    }
+
+    /// Allow or deny.
+    pub const fn verdict(&self) -> Verdict {
+        self.reason.verdict()
+    }
+
+    /// True when this side lets the packet through.
+    pub fn is_allowed(&self) -> bool {
+        self.verdict() == Verdict::Allow
+    }
+}
+
+/// What both sides say: a packet arrives when both allow it.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+#[must_use]
+pub struct Decisions {
+    /// Judged at the source.
+    pub egress: Decision,
+    /// Judged at the destination.
+    pub ingress: Decision,
+}
+
+impl Decisions {
+    /// Allow when both sides allow.
+    pub fn verdict(&self) -> Verdict {
+        if self.egress.is_allowed() && self.ingress.is_allowed() {
+            Verdict::Allow
+        } else {
+            Verdict::Deny
+        }
+    }
+}
+
+/// Judges a packet at both of its ends. An end that is not a pod's own address (a node, a
+/// hostNetwork pod, the world) has no policies and is not isolated.
+pub fn evaluate(cluster: &Cluster, packet: &Packet) -> Decisions {
+    let side = |direction: Direction, endpoint: IpAddr, peer: IpAddr| match cluster
+        .owner_of(endpoint.to_canonical())
+    {
+        Some(pod) => judge(cluster, pod, direction, peer, packet.protocol, packet.port),
+        None => Decision::by(Reason::NotIsolated),
+    };
+    Decisions {
+        egress: side(Direction::Egress, packet.from, packet.to),
+        ingress: side(Direction::Ingress, packet.to, packet.from),
+    }
+}
+
+/// Judges a packet between an endpoint and a peer's address at the endpoint's side. `port` is
+/// always the destination's: the endpoint's for ingress, the peer's for egress.
+pub fn judge(
+    cluster: &Cluster,
+    endpoint: &Pod,
+    direction: Direction,
+    peer: IpAddr,
+    protocol: Protocol,
+    port: u16,
+) -> Decision {
+    let peer = peer.to_canonical();
+    // "A pod cannot block access to itself": no policy is asked.
+    if endpoint.addresses.contains(&peer) {
+        return Decision::by(Reason::Itself);
+    }
+    let isolating = isolating(cluster, endpoint, direction);
+    if isolating.is_empty() {
+        return Decision::by(Reason::NotIsolated);
+    }
+    let flow = Flow::new(cluster, endpoint, direction, peer, protocol, port);
+    for policy in isolating {
+        for (index, rule) in (0..).zip(policy.rules(direction)) {
+            if flow.is_admitted_by(policy, rule) {
+                return Decision {
+                    reason: Reason::Rule,
+                    rule: Some(RuleRef {
+                        policy: policy.name.clone(),
+                        direction,
+                        index,
+                    }),
+                };
+            }
+        }
+    }
+    Decision::by(Reason::IsolatedNoRule)
+}
+
+/// The policies that isolate a pod in a direction, by name: those of its namespace whose
+/// `podSelector` selects it and whose `policyTypes` name the direction.
+pub fn isolating<'a>(
+    cluster: &'a Cluster,
+    endpoint: &Pod,
+    direction: Direction,
+) -> Vec<&'a Arc<Policy>> {
+    if !is_selectable(endpoint) {
+        return Vec::new();
+    }
+    cluster
+        .policies_in(&endpoint.name.namespace)
+        .filter(|policy| policy.isolates(direction))
+        .filter(|policy| policy.pods.selects(&endpoint.labels))
+        .collect()
+}
+
+/// A packet seen from one of its ends, with what rules ask about it looked up once.
+#[derive(Clone, Copy, Debug)]
+pub struct Flow<'a> {
+    cluster: &'a Cluster,
+    /// The other end's address.
+    pub address: IpAddr,
+    /// The pod that owns the other end's address.
+    pub peer: Option<&'a Pod>,
+    /// The pod that the packet is for: where named ports are resolved.
+    pub destination: Option<&'a Pod>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Destination port.
+    pub port: u16,
+}
+
+impl<'a> Flow<'a> {
+    /// Looks up the ends of a packet; parameters as for [`judge`].
+    pub fn new(
+        cluster: &'a Cluster,
+        endpoint: &'a Pod,
+        direction: Direction,
+        address: IpAddr,
+        protocol: Protocol,
+        port: u16,
+    ) -> Self {
+        let address = address.to_canonical();
+        let peer = cluster.owner_of(address).map(|pod| &**pod);
+        let destination = match direction {
+            Direction::Ingress => Some(endpoint),
+            Direction::Egress => peer,
+        };
+        Self {
+            cluster,
+            address,
+            peer,
+            destination,
+            protocol,
+            port,
+        }
+    }
+
+    /// True when the rule admits it: one of its peers is the other end, and one of its ports is
+    /// the destination port.
+    pub fn is_admitted_by(&self, policy: &Policy, rule: &Rule) -> bool {
+        self.is_from_or_to(policy, &rule.peers) && self.is_on(&rule.ports)
+    }
+
+    /// True when a rule's `from` or `to` has the other end.
+    pub fn is_from_or_to(&self, policy: &Policy, peers: &Peers) -> bool {
+        match peers {
+            Peers::All => true,
+            Peers::Any(peers) => peers.iter().any(|peer| self.is_peer(policy, peer)),
+        }
+    }
+
+    /// True when one item of a rule's `from` or `to` has the other end. Pods that the cluster
+    /// does not know, or whose address is not their own (hostNetwork), can be reached by an
+    /// ipBlock only; a pod's address matches ipBlocks like any other.
+    pub fn is_peer(&self, policy: &Policy, peer: &Peer) -> bool {
+        match peer {
+            Peer::Pods { namespaces, pods } => self.peer.is_some_and(|pod| {
+                self.is_in_scope(policy, namespaces, pod) && pods.selects(&pod.labels)
+            }),
+            Peer::Block { cidr, except } => {
+                cidr.contains(&self.address)
+                    && !except.iter().any(|hole| hole.contains(&self.address))
+            }
+        }
+    }
+
+    /// True when the pod's namespace is one that a peer of the policy speaks of.
+    pub fn is_in_scope(&self, policy: &Policy, scope: &NamespaceScope, pod: &Pod) -> bool {
+        match scope {
+            NamespaceScope::Own => pod.name.namespace == policy.name.namespace,
+            NamespaceScope::Selected(selector) => self
+                .cluster
+                .namespace(&pod.name.namespace)
+                .is_some_and(|namespace| selector.selects(&namespace.labels)),
+        }
+    }
+
+    /// True when a rule's `ports` cover the packet.
+    pub fn is_on(&self, ports: &Ports) -> bool {
+        match ports {
+            Ports::All => true,
+            Ports::Any(ports) => ports.iter().any(|port| self.is_port(port)),
+        }
+    }
+
+    /// True when one item of a rule's `ports` covers the packet.
+    pub fn is_port(&self, port: &PortMatch) -> bool {
+        match port {
+            PortMatch::Protocol(protocol) => self.protocol == *protocol,
+            PortMatch::Range {
+                protocol,
+                first,
+                last,
+            } => self.protocol == *protocol && (*first..=*last).contains(&self.port),
+            PortMatch::Named { protocol, name } => {
+                self.protocol == *protocol
+                    && self.destination.is_some_and(|pod| {
+                        pod.ports.iter().any(|declared| {
+                            declared.name == *name
+                                && declared.protocol == *protocol
+                                && declared.port == self.port
+                        })
+                    })
+            }
+        }
+    }
+}
