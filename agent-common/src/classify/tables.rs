@@ -1,0 +1,78 @@
+//! What a packet's way reads and writes beside policy: BPF maps in the kernel, collections on the
+//! host.
+//!
+//! Each method is one map operation without a decision of its own. `flow` is always a
+//! [`PendingKey`]: its `slot` chooses the inner map of CONNTRACK, its `flow` is the key there, so
+//! the key is on the stack once.
+
+use crate::event::FlowEvent;
+use crate::judge::PolicyTables;
+use crate::maps::{Budget, Connection, Counter, Denied, DeniedKey, PendingKey};
+use crate::verdict::{Direction, Reason, RuleId};
+
+/// A CONNTRACK or PENDING entry in place. Every method is plain loads or stores on the entry that
+/// was found; none looks it up again.
+pub trait FlowEntry {
+    /// The entry as it is now. Only the fields that are used should be loaded: in the kernel an
+    /// inlined, non-volatile read of the whole value.
+    fn read(&self) -> Connection;
+    /// Stores `last_seen`.
+    fn touch(&self, now: u32);
+    /// Stores `state` and `flags`.
+    fn advance(&self, state: u8, flags: u16);
+    /// Stores the outcome of judging the flow again: `revision`, `peer_revision`, `rule`, `reason`.
+    fn stamp(&self, revision: u32, peer_revision: u32, rule: u32, reason: u8);
+}
+
+/// A DENIED row in place.
+pub trait DeniedRow {
+    /// Adds one packet atomically, stores `last`, `revision`, `rule` and `reason` of `latest`.
+    /// Returns the number of packets so far.
+    fn add(&self, latest: &Denied) -> u64;
+    /// When the row was last reported.
+    fn reported(&self) -> u32;
+    /// Stores `reported`.
+    fn set_reported(&self, now: u32);
+}
+
+/// State of flows, counters and reports.
+pub trait FlowTables: PolicyTables {
+    /// An entry of CONNTRACK or PENDING.
+    type Entry: FlowEntry;
+    /// A row of DENIED.
+    type Row: DeniedRow;
+
+    /// 64-bit jiffies (`bpf_jiffies64`).
+    fn now(&self) -> u64;
+
+    /// CONNTRACK, the endpoint's own map; `None` also when the slot has no map.
+    fn connection(&self, flow: &PendingKey) -> Option<Self::Entry>;
+    /// Inserts into CONNTRACK, overwriting. False when there was no room or no map.
+    fn insert_connection(&self, flow: &PendingKey, connection: &Connection) -> bool;
+    /// PENDING.
+    fn pending(&self, flow: &PendingKey) -> Option<Self::Entry>;
+    /// Inserts into PENDING, overwriting. False when there was no room.
+    fn insert_pending(&self, flow: &PendingKey, connection: &Connection) -> bool;
+    /// Deletes from PENDING; nothing happens when it is not there.
+    fn delete_pending(&self, flow: &PendingKey);
+
+    /// DENIED.
+    fn denied(&self, key: &DeniedKey) -> Option<Self::Row>;
+    /// Makes a DENIED row if there is none (`BPF_NOEXIST`). False when there is one, or no room.
+    fn insert_denied(&self, key: &DeniedKey, row: &Denied) -> bool;
+
+    /// Replaces a row of BUDGETS by what `spend` makes of it, when it makes something of it.
+    /// True when it did. Two CPUs at once may lose one of two updates.
+    fn spend(&self, slot: u32, spend: impl FnOnce(Budget) -> Option<Budget>) -> bool;
+
+    /// Adds a packet to PASSED.
+    fn passed(&self, slot: u32, direction: Direction, bytes: u32);
+    /// Adds a packet to DROPPED, atomically.
+    fn dropped(&self, slot: u32, direction: Direction, reason: Reason, bytes: u32);
+    /// Adds a connection to RULE_HITS. False when the rule is outside the map.
+    fn rule_hit(&self, rule: RuleId, now: u64) -> bool;
+    /// Adds one to a row of COUNTERS.
+    fn count(&self, counter: Counter);
+    /// Writes an event to the ring buffer. False when there was no room.
+    fn report(&self, event: &FlowEvent) -> bool;
+}
