@@ -5,10 +5,11 @@
 //! - [`cluster`]: the ground state and what a change touches.
 //! - [`evaluate`]: the specification, slow and obvious. [`explain`] and [`matrix`] speak from it.
 //! - [`compile`]: policy sets, peer classes, port functions; [`tables`]: wanted map contents;
-//!   [`plan`]: the ordered writes that get there.
+//!   [`plan`]: the ordered writes that get there. [`engine`] is the whole of it for the agent.
 
 pub mod cluster;
 pub mod compile;
+pub mod engine;
 pub mod evaluate;
 pub mod explain;
 pub mod manifest;

@@ -1,11 +1,14 @@
-//! Present and wanted tables to an ordered list of writes, safe after every prefix.
+//! The contract with the dataplane: what a plan is, what its writes mean, and why one is refused.
+//! How plans are made is in [`crate::engine`].
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use agent_common::maps::{
     Config, EndpointWord, IdKind, NameKey, PeerEntry, PortFunction, PortKey, PortVerdict, Prefix,
     Service, ServiceKey, VerdictKey,
 };
+use thiserror::Error;
 
 /// One write to one map. The dataplane carries these out in order and reads each back.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,15 +31,15 @@ pub enum Write {
     PutService(ServiceKey, Service),
     /// SERVICES.
     DeleteService(ServiceKey),
-    /// PEERS_EXACT.
+    /// `PEERS_EXACT`.
     PutPeer(IpAddr, PeerEntry),
-    /// PEERS_EXACT.
+    /// `PEERS_EXACT`.
     DeletePeer(IpAddr),
-    /// PEERS_CIDR.
+    /// `PEERS_CIDR`.
     PutPrefix(Prefix, PeerEntry),
-    /// PEERS_CIDR.
+    /// `PEERS_CIDR`.
     DeletePrefix(Prefix),
-    /// PEER_REVISION: connections with peers in this bucket are judged again.
+    /// `PEER_REVISION`: connections with peers in this bucket are judged again.
     StampPeers {
         /// Bucket.
         bucket: u16,
@@ -45,7 +48,7 @@ pub enum Write {
     },
     /// CONNTRACK: an empty inner map for a slot, its counters and budget cleared.
     OpenSlot(u32),
-    /// CONNTRACK: the slot's inner map goes.
+    /// CONNTRACK: the slot's inner map goes. Nothing is published with this slot any more.
     CloseSlot(u32),
     /// CONFIGS: fills a row nobody can see yet.
     PutConfig(u32, Box<Config>),
@@ -60,5 +63,79 @@ pub enum Write {
     Unpublish {
         /// Host-side interface.
         ifindex: u32,
+    },
+}
+
+/// What leads from the present content of the maps to the wanted one.
+///
+/// After every prefix of its writes each packet is judged wholly by the old or wholly by the new
+/// state, so a plan that failed midway may wait there; it is continued from the failed write.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[must_use]
+pub struct Plan {
+    /// The writes, in the order they have to be carried out.
+    pub writes: Vec<Write>,
+    /// What they amount to.
+    pub summary: Summary,
+}
+
+/// What a plan amounts to, for logs and metrics.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Summary {
+    /// Endpoints published for the first time.
+    pub endpoints_published: usize,
+    /// Published endpoints whose row changes.
+    pub endpoints_flipped: usize,
+    /// Of those, how many get a new revision because their policy judges some packet differently.
+    pub endpoints_revised: usize,
+    /// Endpoints that are no longer published.
+    pub endpoints_withdrawn: usize,
+    /// Addresses whose peer class changes.
+    pub peers_moved: usize,
+    /// Prefixes whose peer class changes.
+    pub prefixes_moved: usize,
+    /// Classes that only exist while this plan is carried out.
+    pub transitional_classes: usize,
+    /// Buckets of peers whose connections are judged again.
+    pub buckets_stamped: usize,
+}
+
+/// Why the wanted state cannot be planned. Nothing was changed: the state in force stays.
+#[derive(Clone, Debug, Eq, Error, PartialEq)]
+pub enum Refused {
+    /// A limit would be exceeded.
+    #[error(
+        "policy needs {wanted} {what}, more than the limit of {limit}: the state in force stays; \
+         raise the limit or simplify the policies that select pods of this node"
+    )]
+    Limit {
+        /// What there would be too many of.
+        what: &'static str,
+        /// How many.
+        wanted: usize,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// More endpoints change than rows are free; rows rest before they are used again.
+    #[error(
+        "{wanted} endpoint rows are needed and {free} are free: the state in force stays and is \
+         tried again when rows have rested"
+    )]
+    ConfigRows {
+        /// How many are needed.
+        wanted: usize,
+        /// How many are free.
+        free: usize,
+        /// When more will be free, if any rests.
+        retry_at: Option<Duration>,
+    },
+    /// Ids of a kind are used up, which takes years.
+    #[error(
+        "ids of kind {kind:?} are used up: the state in force stays; run `picket uninstall`, then \
+         start again"
+    )]
+    IdsExhausted {
+        /// The kind.
+        kind: IdKind,
     },
 }
