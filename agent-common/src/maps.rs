@@ -36,7 +36,26 @@ macro_rules! map_types {
         // every bit pattern is valid, which is all that `Pod` asks for.
         #[cfg(feature = "user")]
         unsafe impl aya::Pod for $name {}
-    )*};
+    )*
+        /// The types declared here, for the layout snapshot.
+        pub const TYPES: &[$crate::maps::TypeLayout] = &[$($crate::maps::TypeLayout {
+            name: stringify!($name),
+            size: $size,
+            fields: $name::FIELDS,
+        }),*];
+    };
+}
+pub(crate) use map_types;
+
+/// How one shared type lies in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct TypeLayout {
+    /// Name of the type.
+    pub name: &'static str,
+    /// Size in bytes.
+    pub size: usize,
+    /// Names and byte offsets of its fields, in order.
+    pub fields: &'static [(&'static str, usize)],
 }
 
 map_types! {
@@ -541,21 +560,21 @@ pub const ID_ROWS: u32 = 8;
 /// How a map keeps its entries.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum MapKind {
-    /// BPF_MAP_TYPE_ARRAY.
+    /// `BPF_MAP_TYPE_ARRAY`.
     Array,
-    /// BPF_MAP_TYPE_ARRAY with BPF_F_MMAPABLE: user space stores words atomically.
+    /// `BPF_MAP_TYPE_ARRAY` with `BPF_F_MMAPABLE`: user space stores words atomically.
     MappedArray,
-    /// BPF_MAP_TYPE_PERCPU_ARRAY.
+    /// `BPF_MAP_TYPE_PERCPU_ARRAY`.
     PerCpuArray,
-    /// BPF_MAP_TYPE_HASH with BPF_F_NO_PREALLOC.
+    /// `BPF_MAP_TYPE_HASH` with `BPF_F_NO_PREALLOC`.
     Hash,
-    /// BPF_MAP_TYPE_LRU_HASH, common list.
+    /// `BPF_MAP_TYPE_LRU_HASH`, common list.
     LruHash,
-    /// BPF_MAP_TYPE_LPM_TRIE.
+    /// `BPF_MAP_TYPE_LPM_TRIE`.
     LpmTrie,
-    /// BPF_MAP_TYPE_ARRAY_OF_MAPS of LRU hashes.
+    /// `BPF_MAP_TYPE_ARRAY_OF_MAPS` of LRU hashes.
     ArrayOfLruHash,
-    /// BPF_MAP_TYPE_RINGBUF; capacity in bytes.
+    /// `BPF_MAP_TYPE_RINGBUF`; capacity in bytes.
     RingBuffer,
 }
 
@@ -566,6 +585,10 @@ pub struct MapSpec {
     pub name: &'static str,
     /// Kind.
     pub kind: MapKind,
+    /// Type of a key (inner key for maps of maps).
+    pub key: &'static str,
+    /// Type of a value (inner value for maps of maps).
+    pub value: &'static str,
     /// Size of a key in bytes (inner key for maps of maps; 0 for the ring buffer).
     pub key_size: usize,
     /// Size of a value in bytes (inner value for maps of maps; 0 for the ring buffer).
@@ -574,14 +597,18 @@ pub struct MapSpec {
     pub capacity: u32,
 }
 
-const fn spec<K, V>(name: &'static str, kind: MapKind, capacity: u32) -> MapSpec {
-    MapSpec {
-        name,
-        kind,
-        key_size: size_of::<K>(),
-        value_size: size_of::<V>(),
-        capacity,
-    }
+macro_rules! spec {
+    ($name:literal, $kind:ident, $key:ty => $value:ty, $capacity:expr) => {
+        MapSpec {
+            name: $name,
+            kind: MapKind::$kind,
+            key: stringify!($key),
+            value: stringify!($value),
+            key_size: size_of::<$key>(),
+            value_size: size_of::<$value>(),
+            capacity: $capacity,
+        }
+    };
 }
 
 /// Default capacity of one endpoint's CONNTRACK map.
@@ -589,30 +616,26 @@ pub const CONNTRACK_CAPACITY: u32 = 4096;
 
 /// Every map, in the order of a packet's way.
 pub const MAPS: &[MapSpec] = &[
-    spec::<u32, EndpointWord>("ENDPOINTS", MapKind::MappedArray, ENDPOINT_ROWS),
-    spec::<u32, EndpointWord>("ENDPOINTS_COLLIDING", MapKind::Hash, SLOTS),
-    spec::<u32, Config>("CONFIGS", MapKind::Array, CONFIG_ROWS),
-    spec::<u32, Settings>("SETTINGS", MapKind::Array, 1),
-    spec::<u32, u32>("PEER_REVISION", MapKind::MappedArray, PEER_BUCKETS),
-    spec::<FlowKey, Connection>("CONNTRACK", MapKind::ArrayOfLruHash, SLOTS),
-    spec::<PendingKey, Connection>("PENDING", MapKind::LruHash, 16_384),
-    spec::<Address, PeerEntry>("PEERS_EXACT", MapKind::Hash, 131_072),
-    spec::<PrefixKey, PeerEntry>("PEERS_CIDR", MapKind::LpmTrie, 131_072),
-    spec::<VerdictKey, PortFunction>("VERDICTS", MapKind::Hash, 524_288),
-    spec::<PortKey, PortVerdict>("PORTS", MapKind::LpmTrie, 131_072),
-    spec::<ServiceKey, Service>("SERVICES", MapKind::Hash, 65_536),
-    spec::<FragmentKey, Fragment>("FRAGMENTS", MapKind::LruHash, 8_192),
-    spec::<u32, Budget>("BUDGETS", MapKind::Array, SLOTS),
-    spec::<u32, Traffic>("PASSED", MapKind::PerCpuArray, 2 * SLOTS),
-    spec::<u32, Traffic>(
-        "DROPPED",
-        MapKind::Array,
-        2 * SLOTS * crate::verdict::DENY_REASONS,
-    ),
-    spec::<DeniedKey, Denied>("DENIED", MapKind::Hash, 16_384),
-    spec::<u32, RuleHit>("RULE_HITS", MapKind::PerCpuArray, 16_384),
-    spec::<u32, u64>("COUNTERS", MapKind::PerCpuArray, COUNTER_ROWS),
-    spec::<(), ()>("EVENTS", MapKind::RingBuffer, 4 << 20),
-    spec::<u32, u64>("IDS", MapKind::Array, ID_ROWS),
-    spec::<NameKey, Name>("NAMES", MapKind::Hash, 32_768),
+    spec!("ENDPOINTS", MappedArray, u32 => EndpointWord, ENDPOINT_ROWS),
+    spec!("ENDPOINTS_COLLIDING", Hash, u32 => EndpointWord, SLOTS),
+    spec!("CONFIGS", Array, u32 => Config, CONFIG_ROWS),
+    spec!("SETTINGS", Array, u32 => Settings, 1),
+    spec!("PEER_REVISION", MappedArray, u32 => u32, PEER_BUCKETS),
+    spec!("CONNTRACK", ArrayOfLruHash, FlowKey => Connection, SLOTS),
+    spec!("PENDING", LruHash, PendingKey => Connection, 16_384),
+    spec!("PEERS_EXACT", Hash, Address => PeerEntry, 131_072),
+    spec!("PEERS_CIDR", LpmTrie, PrefixKey => PeerEntry, 131_072),
+    spec!("VERDICTS", Hash, VerdictKey => PortFunction, 524_288),
+    spec!("PORTS", LpmTrie, PortKey => PortVerdict, 131_072),
+    spec!("SERVICES", Hash, ServiceKey => Service, 65_536),
+    spec!("FRAGMENTS", LruHash, FragmentKey => Fragment, 8_192),
+    spec!("BUDGETS", Array, u32 => Budget, SLOTS),
+    spec!("PASSED", PerCpuArray, u32 => Traffic, 2 * SLOTS),
+    spec!("DROPPED", Array, u32 => Traffic, 2 * SLOTS * crate::verdict::DENY_REASONS),
+    spec!("DENIED", Hash, DeniedKey => Denied, 16_384),
+    spec!("RULE_HITS", PerCpuArray, u32 => RuleHit, 16_384),
+    spec!("COUNTERS", PerCpuArray, u32 => u64, COUNTER_ROWS),
+    spec!("EVENTS", RingBuffer, () => (), 4 << 20),
+    spec!("IDS", Array, u32 => u64, ID_ROWS),
+    spec!("NAMES", Hash, NameKey => Name, 32_768),
 ];

@@ -1,0 +1,48 @@
+//! The lab and the demo: builds what users run, then becomes the program that shows it.
+
+use std::ffi::OsString;
+
+use anyhow::Result;
+
+use crate::places;
+use crate::setup::{self, What};
+use crate::step::{self, Step};
+
+/// Arguments that are handed on; `--help` is answered by the program itself.
+#[derive(Debug, clap::Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Passed {
+    /// Handed on to the program; `--help` shows what it takes.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<OsString>,
+}
+
+/// `cargo xtask demo`.
+pub(crate) fn demo(passed: &Passed) -> Result<()> {
+    start("demo", passed)
+}
+
+/// `cargo xtask lab`: nothing but the answer goes to stdout.
+pub(crate) fn lab(passed: &Passed) -> Result<()> {
+    start("lab", passed)
+}
+
+fn start(program: &str, passed: &Passed) -> Result<()> {
+    setup::ensure(What::Lab)?;
+    Step::cargo([
+        "build",
+        "--release",
+        "--locked",
+        "-p",
+        "agent",
+        "-p",
+        "tests",
+    ])
+    .args(["--bin", "picket", "--bin", program])
+    .run()?;
+    Step::new(places::target()?.join("release").join(program))
+        .args(&passed.args)
+        .dir(step::called_from()?)
+        .with_root("making network namespaces and loading BPF programs")?
+        .replace()
+}

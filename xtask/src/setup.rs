@@ -1,0 +1,302 @@
+//! What a machine needs: says what is missing, why, and how to get it; then gets it.
+//!
+//! Other tasks call [`ensure`] before they build; when nothing is missing it costs milliseconds.
+
+use std::env;
+use std::fs;
+use std::io::{self, BufRead as _, IsTerminal as _};
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+
+use crate::places;
+use crate::step::Step;
+
+const BPF_LINKER: &str = "0.13.0";
+const LLVM: &str = "/usr/lib/llvm-22";
+
+/// What to install for what.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Do not ask before installing.
+    #[arg(long, short)]
+    yes: bool,
+    /// What the machine shall be able to do.
+    #[arg(long, value_enum, default_value_t = What::All)]
+    what: What,
+}
+
+/// An ability that takes more than stable Rust.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum What {
+    /// Build the agent, whose kernel programs need a BPF compiler and linker.
+    Bpf,
+    /// Build and run the lab and the demo.
+    Lab,
+    /// Boot other kernels.
+    Vm,
+    /// Check format and lints.
+    Lint,
+    /// Everything.
+    All,
+}
+
+impl What {
+    fn includes(self, part: Self) -> bool {
+        self == Self::All || self == part || (self, part) == (Self::Lab, Self::Bpf)
+    }
+}
+
+/// One thing that is missing.
+struct Missing {
+    what: String,
+    why: &'static str,
+    remedy: Remedy,
+}
+
+enum Remedy {
+    /// A Debian package.
+    Apt(&'static str),
+    /// A tool built from crates.io into the cache; wants its packages first.
+    BpfLinker,
+    /// A component of the Rust toolchain.
+    Component(&'static str),
+    /// The BPF file system.
+    Mount,
+}
+
+impl Remedy {
+    fn step(&self) -> Result<Step> {
+        Ok(match self {
+            Self::Apt(package) => Step::new("apt-get").args(["install", package]),
+            Self::BpfLinker => Step::cargo(["install", "bpf-linker", "--locked", "--version"])
+                .args([BPF_LINKER, "--no-default-features", "--features", "llvm-22"])
+                .arg("--root")
+                .arg(places::cache()?)
+                .env("LLVM_PREFIX", LLVM),
+            Self::Component(name) => Step::new("rustup").args(["component", "add", name]),
+            Self::Mount => Step::new("mount").args(["-t", "bpf", "bpf", "/sys/fs/bpf"]),
+        })
+    }
+}
+
+/// The task: report, ask, install.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let missing = missing(args.what)?;
+    if missing.is_empty() {
+        eprintln!("nothing is missing");
+        return Ok(());
+    }
+    report(&missing)?;
+    if !args.yes && io::stdin().is_terminal() && !agreed()? {
+        bail!("nothing was installed");
+    }
+    install(&missing)
+}
+
+/// Installs what is missing for `what`, without asking: the caller's task can't go on without.
+pub(crate) fn ensure(what: What) -> Result<()> {
+    let missing = missing(what)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    report(&missing)?;
+    install(&missing)
+}
+
+fn missing(what: What) -> Result<Vec<Missing>> {
+    let mut missing = Vec::new();
+    let mut package = |name, why| {
+        if !has_package(name) {
+            missing.push(Missing {
+                what: format!("the Debian package {name}"),
+                why,
+                remedy: Remedy::Apt(name),
+            });
+        }
+    };
+    if what.includes(What::Bpf) {
+        if !has_nightly_source() {
+            package("rustc-web", "compiles the kernel programs: a Rust with BPF");
+            package("libstd-rust-web-dev-bpf", "Rust's core library for BPF");
+        }
+        if has_bpf_linker()? {
+            package("libllvm22", "bpf-linker runs on it");
+        } else {
+            for name in [
+                "llvm-22-dev",
+                "zlib1g-dev",
+                "libzstd-dev",
+                "libpolly-22-dev",
+                "g++",
+            ] {
+                package(name, "bpf-linker is built against it");
+            }
+        }
+    }
+    if what.includes(What::Lab) {
+        package(
+            "iproute2",
+            "shows and cleans up the lab's interfaces by hand",
+        );
+    }
+    if what.includes(What::Vm) {
+        package("qemu-system-x86", "boots other kernels");
+        package("busybox-static", "is all the guest's userland");
+        package("binutils", "strip makes what the guest loads small");
+    }
+    if what.includes(What::Bpf) && !has_bpf_linker()? {
+        missing.push(Missing {
+            what: format!("bpf-linker {BPF_LINKER} (a few minutes to build, once)"),
+            why: "links the kernel programs",
+            remedy: Remedy::BpfLinker,
+        });
+    }
+    if what.includes(What::Lint) {
+        for (tool, component) in [("cargo-fmt", "rustfmt"), ("cargo-clippy", "clippy")] {
+            if !Step::new(tool).arg("--version").succeeds() {
+                missing.push(Missing {
+                    what: format!("the toolchain's {component}"),
+                    why: "`cargo xtask check` runs it",
+                    remedy: Remedy::Component(component),
+                });
+            }
+        }
+    }
+    if what.includes(What::Lab) && !bpffs_is_mounted()? {
+        missing.push(Missing {
+            what: "the BPF file system at /sys/fs/bpf".to_owned(),
+            why: "maps and programs outlive the agent there",
+            remedy: Remedy::Mount,
+        });
+    }
+    Ok(missing)
+}
+
+fn report(missing: &[Missing]) -> Result<()> {
+    eprintln!("this machine lacks:");
+    for item in missing {
+        eprintln!(
+            "  {}: {}\n      {}",
+            item.what,
+            item.why,
+            item.remedy.step()?
+        );
+    }
+    Ok(())
+}
+
+fn agreed() -> Result<bool> {
+    eprintln!("install it? [Y/n]");
+    let mut answer = String::new();
+    io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .context("reading the answer")?;
+    Ok(matches!(answer.trim(), "" | "y" | "Y" | "yes"))
+}
+
+fn install(missing: &[Missing]) -> Result<()> {
+    let packages: Vec<&str> = missing
+        .iter()
+        .filter_map(|item| match item.remedy {
+            Remedy::Apt(name) => Some(name),
+            Remedy::BpfLinker | Remedy::Component(_) | Remedy::Mount => None,
+        })
+        .collect();
+    if !packages.is_empty() {
+        install_packages(&packages)?;
+    }
+    for item in missing {
+        match &item.remedy {
+            Remedy::Apt(_) => {}
+            Remedy::Mount => item.remedy.step()?.with_root("mounting")?.run()?,
+            Remedy::BpfLinker | Remedy::Component(_) => item.remedy.step()?.run()?,
+        }
+    }
+    Ok(())
+}
+
+fn install_packages(packages: &[&str]) -> Result<()> {
+    if places::on_path("apt-get").is_none() {
+        bail!(
+            "packages can only be installed with apt-get (Debian), which is not here: install \
+             {} by hand; without Debian's BPF compiler a nightly Rust serves: \
+             rustup toolchain install nightly --component rust-src",
+            packages.join(", ")
+        );
+    }
+    let apt = || Step::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive");
+    // A third party's source that does not answer must not stop us: the install will tell.
+    if let Err(error) = apt().args(["update", "-q"]).with_root("apt-get")?.run() {
+        eprintln!("warning: {error:#}; going on with the package lists that are here");
+    }
+    apt()
+        .args(["install", "-y", "-q", "--no-install-recommends"])
+        .args(packages)
+        .with_root("apt-get")?
+        .run()
+}
+
+/// Whether dpkg knows the package as unpacked here. Reads a file name, so it costs nothing.
+fn has_package(name: &str) -> bool {
+    let info = Path::new("/var/lib/dpkg/info");
+    let arch = match env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    info.join(format!("{name}.list")).exists() || info.join(format!("{name}:{arch}.list")).exists()
+}
+
+/// Whether a nightly toolchain can build `core` for BPF by itself.
+fn has_nightly_source() -> bool {
+    let home = env::var_os("RUSTUP_HOME").map(Into::into).or_else(|| {
+        let home = env::var_os("HOME")?;
+        Some(Path::new(&home).join(".rustup"))
+    });
+    let Some(toolchains) = home.and_then(|home| fs::read_dir(home.join("toolchains")).ok()) else {
+        return false;
+    };
+    toolchains
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("nightly"))
+        .any(|entry| {
+            entry
+                .path()
+                .join("lib/rustlib/src/rust/library/core")
+                .is_dir()
+        })
+}
+
+fn has_bpf_linker() -> Result<bool> {
+    Ok(
+        places::cache()?.join("bin/bpf-linker").is_file()
+            || places::on_path("bpf-linker").is_some(),
+    )
+}
+
+fn bpffs_is_mounted() -> Result<bool> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("reading /proc/self/mounts")?;
+    Ok(mounts
+        .lines()
+        .any(|line| line.contains(" /sys/fs/bpf bpf ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lab_needs_what_building_the_agent_needs() {
+        assert!(What::Lab.includes(What::Bpf));
+        assert!(!What::Bpf.includes(What::Lab));
+        assert!(What::All.includes(What::Vm));
+    }
+
+    #[test]
+    fn a_package_that_does_not_exist_is_not_here() {
+        assert!(!has_package("picket-no-such-package"));
+    }
+}

@@ -1,0 +1,101 @@
+//! Every test there is, from fast to slow.
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+
+use crate::setup::{self, What};
+use crate::step::{self, Step};
+use crate::vm;
+
+/// How many lab tests run at once: most of their time is waiting for packets that never come.
+const LAB_THREADS: &str = "4";
+
+/// Which tests, how thoroughly.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// One kind of tests; all kinds when left out.
+    #[arg(value_enum)]
+    kind: Option<Kind>,
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+    /// Many more cases for each property: minutes instead of seconds.
+    #[arg(long)]
+    thorough: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum Kind {
+    /// Units and properties. Seconds, no root.
+    Unit,
+    /// Real kernel, real sockets, network namespaces as pods. Root.
+    Lab,
+    /// The kernel programs on Linux 5.10, booted in QEMU.
+    Vm,
+    /// Hostile input. Not there yet.
+    Fuzz,
+    /// Against a real API server. Not there yet.
+    Api,
+    /// On real Kubernetes nodes. Not there yet.
+    E2e,
+}
+
+/// What a run without a kind does, in this order.
+const ALL: &[Kind] = &[Kind::Unit, Kind::Lab, Kind::Vm];
+
+/// The task.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let kinds = args.kind.as_ref().map_or(ALL, std::slice::from_ref);
+    setup::ensure(What::Bpf)?;
+    let mut times = Vec::new();
+    for &kind in kinds {
+        let name = format!("{kind:?}").to_lowercase();
+        eprintln!("\n== test {name}");
+        let started = Instant::now();
+        match kind {
+            Kind::Unit => unit(args)?,
+            Kind::Lab => lab(args)?,
+            Kind::Vm => vm::run()?,
+            Kind::Fuzz | Kind::Api | Kind::E2e => bail!(
+                "there are no {name} tests yet, so nothing was tested; `cargo xtask test` runs \
+                 every kind there is"
+            ),
+        }
+        times.push(format!("{name} {:.0} s", started.elapsed().as_secs_f32()));
+    }
+    eprintln!("\ntest: all passed ({})", times.join(", "));
+    Ok(())
+}
+
+fn unit(args: &Args) -> Result<()> {
+    let test = Step::cargo(["test", "--locked", "--workspace", "--exclude", "tests"]);
+    thorough(test.args(&args.filter), args).run()
+}
+
+fn lab(args: &Args) -> Result<()> {
+    setup::ensure(What::Lab)?;
+    // The tests start the real agent: it must be as new as they are.
+    Step::cargo(["build", "--locked", "-p", "agent", "-p", "tests", "--bins"]).run()?;
+    let mut test = Step::cargo(["test", "--locked", "-p", "tests"]);
+    if !step::is_root()? {
+        eprintln!("lab tests make network namespaces and load BPF programs: asking sudo");
+        test = test.args([
+            "--config",
+            "target.'cfg(unix)'.runner=['sudo','--preserve-env']",
+        ]);
+    }
+    let test = test
+        .args(&args.filter)
+        .args(["--", "--test-threads", LAB_THREADS]);
+    thorough(test, args).run()
+}
+
+fn thorough(test: Step, args: &Args) -> Step {
+    if args.thorough {
+        return test
+            .env("PROPTEST_CASES", "20000")
+            .env("PICKET_THOROUGH", "1");
+    }
+    test
+}
