@@ -1,1 +1,10 @@
-//! x
+//! Whole-system tests: a node of network namespaces, real programs, real sockets. The tests
+//! themselves are under `tests/`, the `lab` and `demo` commands under `src/bin/`.
+
+#![expect(
+    clippy::missing_errors_doc,
+    reason = "an error here ends the run, and says why itself"
+)]
+
+pub mod lab;
+pub mod probe;

@@ -1,0 +1,448 @@
+//! A node made of network namespaces: pods with veths, external endpoints beyond a router, IPv4
+//! and IPv6, real sockets. Routed as the ptp CNI plugin does it: /32 and /128 addresses, the
+//! gateway on each pod's host-side veth.
+//!
+//! A lab belongs to the thread that entered it. It has no name anywhere on the machine: when the
+//! thread ends, by return, panic or kill -9, the kernel takes all of it away.
+
+pub mod manifests;
+
+pub mod namespace;
+pub mod netlink;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use namespace::{Namespace, leave_the_machine, sysctl};
+use netlink::{MAIN_TABLE, Mac, Netlink, Route, VethEnd};
+
+/// The node's end of every link, as each pod and the router see it.
+const GATEWAY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 254, 1));
+/// See [`GATEWAY_V4`].
+const GATEWAY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1));
+/// The router, as the node sees it.
+const ROUTER_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 254, 2));
+/// See [`ROUTER_V4`].
+const ROUTER_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2));
+/// What is beyond the router, as the router sees it.
+const WORLD_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 254, 3));
+/// See [`WORLD_V4`].
+const WORLD_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 3));
+/// Index of `lo` in every namespace.
+const LOOPBACK: u32 = 1;
+/// Index of `eth0` in every pod.
+const ETH0: u32 = 2;
+/// First index on the node's side; away from the pods' own, see [`VethEnd::index`].
+const FIRST_INDEX: u32 = 100;
+/// Where a lab keeps the manifests its tests write; private to the lab.
+const MANIFESTS: &str = "/run/lab/manifests";
+
+/// What a place of the lab is to policy.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// A pod with a namespace and a veth of its own.
+    Pod,
+    /// A hostNetwork pod, in the node's namespace.
+    Host,
+    /// An address beyond the router.
+    External,
+}
+
+/// A source and destination of probes.
+#[derive(Debug)]
+pub struct Place {
+    /// What it is.
+    pub kind: Kind,
+    /// Its addresses, at most one a family.
+    pub addresses: Vec<IpAddr>,
+    /// Its network namespace.
+    pub namespace: Namespace,
+    /// Index of the host-side veth; 0 when it has none.
+    pub veth: u32,
+}
+
+impl Place {
+    /// Its address of the given family.
+    pub fn address(&self, v4: bool) -> Option<IpAddr> {
+        self.addresses
+            .iter()
+            .copied()
+            .find(|address| address.is_ipv4() == v4)
+    }
+
+    /// One address of each, of a family both have; IPv4 when they have both.
+    pub fn pair_with(&self, other: &Self) -> Option<(IpAddr, IpAddr)> {
+        [true, false]
+            .iter()
+            .find_map(|v4| self.address(*v4).zip(other.address(*v4)))
+    }
+}
+
+/// A node and everything around it.
+#[derive(Debug)]
+pub struct Lab {
+    places: BTreeMap<String, Place>,
+    node: Namespace,
+    netlink: Netlink,
+    outside: Option<Outside>,
+    next_index: u32,
+}
+
+/// The router and what is beyond it.
+#[derive(Debug)]
+struct Outside {
+    router: Netlink,
+    world: Namespace,
+    world_netlink: Netlink,
+    /// Keeps the router's namespace.
+    _router_namespace: Namespace,
+}
+
+impl Lab {
+    /// Moves the calling thread into a new lab: a node without pods. The thread cannot leave.
+    pub fn enter() -> Result<Self> {
+        leave_the_machine()?;
+        allow_many_descriptors()?;
+        prepare_network()?;
+        sysctl("ipv4/ip_forward", "1")?;
+        sysctl("ipv6/conf/all/forwarding", "1")?;
+        fs::create_dir_all(MANIFESTS).with_context(|| format!("creating {MANIFESTS}"))?;
+        let mut netlink = Netlink::open()?;
+        netlink.set_up(LOOPBACK)?;
+        Ok(Self {
+            places: BTreeMap::new(),
+            node: Namespace::current()?,
+            netlink,
+            outside: None,
+            next_index: FIRST_INDEX,
+        })
+    }
+
+    /// Everything that can be probed, by name (`namespace/pod`, or an address).
+    pub fn places(&self) -> &BTreeMap<String, Place> {
+        &self.places
+    }
+
+    /// A place that the caller knows to exist.
+    pub fn place(&self, name: &str) -> Result<&Place> {
+        self.places
+            .get(name)
+            .with_context(|| format!("{name} is not laid out in the lab"))
+    }
+
+    /// The node's own namespace.
+    pub fn node(&self) -> &Namespace {
+        &self.node
+    }
+
+    /// Directory of manifests that belongs to this lab.
+    pub fn manifests(&self) -> PathBuf {
+        PathBuf::from(MANIFESTS)
+    }
+
+    /// Writes a file of the lab's manifests, in one piece as `kubectl` and editors do.
+    pub fn write_manifest(&self, file: &str, content: &str) -> Result<()> {
+        let path = self.manifests().join(file);
+        let fresh = Path::new("/run/lab").join(file);
+        fs::write(&fresh, content).with_context(|| format!("writing {}", fresh.display()))?;
+        fs::rename(&fresh, &path).with_context(|| format!("renaming to {}", path.display()))
+    }
+
+    /// Removes a file of the lab's manifests.
+    pub fn remove_manifest(&self, file: &str) -> Result<()> {
+        let path = self.manifests().join(file);
+        fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))
+    }
+
+    /// Lays out what manifests state, and external endpoints.
+    pub fn lay_out(&mut self, pods: &[manifests::PodManifest], endpoints: &[IpAddr]) -> Result<()> {
+        for pod in pods {
+            if pod.host_network {
+                self.add_host_pod(&pod.name, &pod.addresses)?;
+            } else {
+                self.add_pod(&pod.name, &pod.addresses)?;
+            }
+        }
+        endpoints
+            .iter()
+            .try_for_each(|endpoint| self.add_external(*endpoint))
+    }
+
+    /// Adds a pod: its namespace under `/run/netns`, its veth, addresses and routes.
+    pub fn add_pod(&mut self, name: &str, addresses: &[IpAddr]) -> Result<()> {
+        let context = || format!("laying out pod {name}");
+        let place = self.wire(name, addresses).with_context(context)?;
+        self.insert(name, place)
+    }
+
+    fn wire(&mut self, name: &str, addresses: &[IpAddr]) -> Result<Place> {
+        let namespace = Namespace::create()?;
+        let veth = self.next_index;
+        self.next_index += 1;
+        let link = format!("pod{veth}");
+        let mut inside = self.connect(&namespace, &link, veth)?;
+        for address in addresses {
+            inside.add_address(ETH0, *address, host_bits(*address))?;
+            self.netlink.add_route(Route {
+                to: (*address, host_bits(*address)),
+                via: None,
+                link: veth,
+                source: None,
+                table: MAIN_TABLE,
+            })?;
+        }
+        default_route(&mut inside, ETH0, GATEWAY_V4, GATEWAY_V6)?;
+        // Last: the agent looks at addresses as soon as the name is there.
+        namespace.publish(&name.replace('/', "_"))?;
+        Ok(Place {
+            kind: Kind::Pod,
+            addresses: addresses.to_vec(),
+            namespace,
+            veth,
+        })
+    }
+
+    /// Joins a namespace's `eth0` to the node; the node's end gets the gateway's addresses.
+    fn connect(&mut self, namespace: &Namespace, link: &str, index: u32) -> Result<Netlink> {
+        let here = VethEnd {
+            name: link,
+            index,
+            mac: mac(0x02, index),
+        };
+        let there = VethEnd {
+            name: "eth0",
+            index: ETH0,
+            mac: mac(0x06, index),
+        };
+        let mut inside = namespace.enter(|| {
+            prepare_network()?;
+            Netlink::open()
+        })?;
+        join(&mut self.netlink, here, &mut inside, there, namespace)?;
+        inside.set_up(LOOPBACK)?;
+        Ok(inside)
+    }
+
+    /// Takes a pod's namespace away, as its deletion would.
+    pub fn remove_pod(&mut self, name: &str) -> Result<()> {
+        let place = self
+            .places
+            .remove(name)
+            .with_context(|| format!("no pod {name} in the lab"))?;
+        let path = Path::new(namespace::NETNS_DIR).join(name.replace('/', "_"));
+        nix::mount::umount2(&path, nix::mount::MntFlags::MNT_DETACH)
+            .with_context(|| format!("unmounting {}", path.display()))?;
+        fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+        self.netlink.delete_link(place.veth)
+    }
+
+    /// Adds a hostNetwork pod: the node, under one more name.
+    pub fn add_host_pod(&mut self, name: &str, addresses: &[IpAddr]) -> Result<()> {
+        for address in addresses {
+            self.add_node_address(*address)?;
+        }
+        let namespace = Namespace::current()?;
+        self.insert(
+            name,
+            Place {
+                kind: Kind::Host,
+                addresses: addresses.to_vec(),
+                namespace,
+                veth: 0,
+            },
+        )
+    }
+
+    /// Gives the node an address, if it does not have it yet.
+    pub fn add_node_address(&mut self, address: IpAddr) -> Result<()> {
+        let known = self
+            .places
+            .values()
+            .any(|place| place.kind == Kind::Host && place.addresses.contains(&address));
+        if known {
+            return Ok(());
+        }
+        self.netlink
+            .add_address(LOOPBACK, address, host_bits(address))
+    }
+
+    /// Adds an address beyond the router.
+    pub fn add_external(&mut self, address: IpAddr) -> Result<()> {
+        if self.outside.is_none() {
+            self.outside = Some(self.build_outside().context("laying out the router")?);
+        }
+        let outside = self
+            .outside
+            .as_mut()
+            .context("the router was just laid out")?;
+        let far = if address.is_ipv4() {
+            WORLD_V4
+        } else {
+            WORLD_V6
+        };
+        outside
+            .world_netlink
+            .add_address(LOOPBACK, address, host_bits(address))?;
+        outside.router.add_route(Route {
+            to: (address, host_bits(address)),
+            via: Some(far),
+            link: ETH0 + 1,
+            source: None,
+            table: MAIN_TABLE,
+        })?;
+        let namespace = outside.world.enter(Namespace::current)?;
+        let addresses = vec![address];
+        self.insert(
+            &address.to_string(),
+            Place {
+                kind: Kind::External,
+                addresses,
+                namespace,
+                veth: 0,
+            },
+        )
+    }
+
+    /// node uplink ── eth0 router world ── eth0 world; the node's default route leads there.
+    fn build_outside(&mut self) -> Result<Outside> {
+        let (router_namespace, world) = (Namespace::create()?, Namespace::create()?);
+        let uplink = self.next_index;
+        self.next_index += 1;
+        let mut router = self.connect(&router_namespace, "uplink", uplink)?;
+        router_namespace.enter(|| {
+            sysctl("ipv4/ip_forward", "1")?;
+            sysctl("ipv6/conf/all/forwarding", "1")
+        })?;
+        for (address, bits) in [(ROUTER_V4, 32), (ROUTER_V6, 64)] {
+            router.add_address(ETH0, address, bits)?;
+        }
+        default_route(&mut router, ETH0, GATEWAY_V4, GATEWAY_V6)?;
+        default_route(&mut self.netlink, uplink, ROUTER_V4, ROUTER_V6)?;
+
+        let mut world_netlink = world.enter(|| {
+            prepare_network()?;
+            Netlink::open()
+        })?;
+        let here = VethEnd {
+            name: "world",
+            index: ETH0 + 1,
+            mac: mac(0x02, ETH0 + 1),
+        };
+        let there = VethEnd {
+            name: "eth0",
+            index: ETH0,
+            mac: mac(0x06, ETH0 + 1),
+        };
+        join(&mut router, here, &mut world_netlink, there, &world)?;
+        world_netlink.set_up(LOOPBACK)?;
+        for (address, bits) in [(WORLD_V4, 32), (WORLD_V6, 64)] {
+            world_netlink.add_address(ETH0, address, bits)?;
+        }
+        default_route(&mut world_netlink, ETH0, GATEWAY_V4, GATEWAY_V6)?;
+        Ok(Outside {
+            router,
+            world,
+            world_netlink,
+            _router_namespace: router_namespace,
+        })
+    }
+
+    fn insert(&mut self, name: &str, place: Place) -> Result<()> {
+        if self.places.insert(name.to_owned(), place).is_some() {
+            bail!("{name} is laid out twice");
+        }
+        Ok(())
+    }
+}
+
+/// Waits for a condition, asking again a few hundred times a second; the error says what was
+/// waited for and what `condition` saw last.
+pub fn wait_until<T>(
+    what: &str,
+    within: Duration,
+    mut condition: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let end = Instant::now() + within;
+    loop {
+        match condition() {
+            Ok(value) => return Ok(value),
+            Err(error) if Instant::now() >= end => {
+                return Err(error.context(format!("waited {within:?} for: {what}")));
+            }
+            Err(_) => std::thread::park_timeout(Duration::from_millis(3)),
+        }
+    }
+}
+
+/// Both ends up, gateway addresses on the near one.
+fn join(
+    netlink: &mut Netlink,
+    here: VethEnd<'_>,
+    inside: &mut Netlink,
+    there: VethEnd<'_>,
+    namespace: &Namespace,
+) -> Result<()> {
+    use std::os::fd::AsFd as _;
+    netlink.add_veth(here, there, namespace.as_fd())?;
+    netlink.set_up(here.index)?;
+    inside.set_up(there.index)?;
+    netlink.add_address(here.index, GATEWAY_V4, 32)?;
+    netlink.add_address(here.index, GATEWAY_V6, 64)
+}
+
+fn default_route(netlink: &mut Netlink, link: u32, via_v4: IpAddr, via_v6: IpAddr) -> Result<()> {
+    for (to, via) in [
+        (IpAddr::V4(Ipv4Addr::UNSPECIFIED), via_v4),
+        (IpAddr::V6(Ipv6Addr::UNSPECIFIED), via_v6),
+    ] {
+        netlink.add_route(Route {
+            to: (to, 0),
+            via: Some(via),
+            link,
+            source: None,
+            table: MAIN_TABLE,
+        })?;
+    }
+    Ok(())
+}
+
+/// Settings of every namespace of a lab: addresses work at once, no filter but ours.
+fn prepare_network() -> Result<()> {
+    for scope in ["all", "default"] {
+        sysctl(&format!("ipv4/conf/{scope}/rp_filter"), "0")?;
+        sysctl(&format!("ipv4/conf/{scope}/send_redirects"), "0")?;
+        sysctl(&format!("ipv6/conf/{scope}/disable_ipv6"), "0")?;
+        sysctl(&format!("ipv6/conf/{scope}/accept_dad"), "0")?;
+        sysctl(&format!("ipv6/conf/{scope}/dad_transmits"), "0")?;
+        sysctl(&format!("ipv6/conf/{scope}/accept_ra"), "0")?;
+        sysctl(&format!("ipv6/conf/{scope}/router_solicitations"), "0")?;
+    }
+    // Root may ping (both families) without raw sockets.
+    sysctl("ipv4/ping_group_range", "0 0")
+}
+
+/// A server for each pod and port, and a socket for each probe, take many descriptors.
+fn allow_many_descriptors() -> Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    setrlimit(Resource::Nofile, raised).context("raising the limit of open files")
+}
+
+fn host_bits(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// A locally administered address, the same in every run.
+fn mac(kind: u8, index: u32) -> Mac {
+    let [a, b, c, d] = index.to_be_bytes();
+    [kind, 0x70, a, b, c, d]
+}
