@@ -70,17 +70,17 @@ pub fn judge(
     let row = match tables.verdict(&VerdictKey { set, class }) {
         Some(row) => row,
         // Rows exist only where they differ from the set's row for class 0.
-        None => match tables.verdict(&VerdictKey { set, class: 0 }) {
-            Some(row) => row,
-            None => {
+        None => {
+            let Some(row) = tables.verdict(&VerdictKey { set, class: 0 }) else {
                 tables.default_row_missing();
                 return Judgement {
                     reason: Reason::FailClosed,
                     rule: RuleId::NONE,
                     rank: 0,
                 };
-            }
-        },
+            };
+            row
+        }
     };
     if row.kind == FUNCTION_LONG {
         if let Some(found) = tables.port(row.function, protocol, port) {

@@ -365,7 +365,7 @@ map_types! {
     pub struct Settings {
         /// `settings_flags`.
         pub flags: u32,
-        /// Kernel ticks a second (CONFIG_HZ as measured by user space).
+        /// Kernel ticks a second (`CONFIG_HZ` as measured by user space).
         pub hz: u32,
         /// A DENIED row this old, in jiffies, is reported again when it grows.
         pub report_interval: u32,
