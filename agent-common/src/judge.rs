@@ -67,20 +67,19 @@ pub fn judge(
             rank: 0,
         };
     }
-    let row = match tables.verdict(&VerdictKey { set, class }) {
-        Some(row) => row,
+    let row = if let Some(row) = tables.verdict(&VerdictKey { set, class }) {
+        row
+    } else {
         // Rows exist only where they differ from the set's row for class 0.
-        None => {
-            let Some(row) = tables.verdict(&VerdictKey { set, class: 0 }) else {
-                tables.default_row_missing();
-                return Judgement {
-                    reason: Reason::FailClosed,
-                    rule: RuleId::NONE,
-                    rank: 0,
-                };
+        let Some(row) = tables.verdict(&VerdictKey { set, class: 0 }) else {
+            tables.default_row_missing();
+            return Judgement {
+                reason: Reason::FailClosed,
+                rule: RuleId::NONE,
+                rank: 0,
             };
-            row
-        }
+        };
+        row
     };
     if row.kind == FUNCTION_LONG {
         if let Some(found) = tables.port(row.function, protocol, port) {
