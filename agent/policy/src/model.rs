@@ -102,7 +102,7 @@ pub struct ContainerPort {
 /// Where a pod is in its life, as far as its addresses go.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Phase {
-    /// Running, pending or unknown.
+    /// Pending, running or unknown.
     Live,
     /// `metadata.deletionTimestamp` is set.
     Terminating,
@@ -121,7 +121,7 @@ pub struct Pod {
     pub labels: Labels,
     /// `status.podIPs`, or `status.podIP`.
     pub addresses: Vec<IpAddr>,
-    /// Container ports, init containers' included, as declared.
+    /// Container ports as declared, of containers and of init containers that keep running.
     pub ports: Vec<ContainerPort>,
     /// Shares the node's network: not enforced, not selected, seen as its node.
     pub host_network: bool,

@@ -5,7 +5,8 @@ use crate::model::Labels;
 /// A label selector: all requirements must hold; none means everything.
 #[derive(Clone, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Selector {
-    /// Requirements, sorted and deduplicated so that equal meaning compares equal.
+    /// Requirements and their values, sorted and deduplicated so that equal meaning compares
+    /// equal ([`Selector::new`] does it).
     pub requirements: Vec<Requirement>,
 }
 
@@ -52,6 +53,15 @@ impl Selector {
 
     /// Makes a selector of these requirements.
     pub fn new(mut requirements: Vec<Requirement>) -> Self {
+        for requirement in &mut requirements {
+            match &mut requirement.operator {
+                Operator::In(values) | Operator::NotIn(values) => {
+                    values.sort();
+                    values.dedup();
+                }
+                Operator::Exists | Operator::DoesNotExist => {}
+            }
+        }
         requirements.sort();
         requirements.dedup();
         Self { requirements }
