@@ -19,6 +19,7 @@ pub mod flows;
 
 pub mod metrics;
 
+pub mod answer;
 pub mod dto;
 pub mod http;
 

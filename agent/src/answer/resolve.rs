@@ -1,0 +1,441 @@
+//! Who a reference means among the pods there are; for unknown names, the nearest ones there are.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use agent_policy::cluster::Cluster;
+use agent_policy::model::{ObjectName, Phase, Pod};
+
+use super::reference::{Reference, Who, short_kind};
+use crate::dto::Party;
+
+/// One place where a connection can start or end.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum End {
+    /// A pod.
+    Pod(Arc<Pod>),
+    /// An address that is no pod's.
+    Address(IpAddr),
+}
+
+impl End {
+    /// Its addresses.
+    pub fn addresses(&self) -> &[IpAddr] {
+        match self {
+            Self::Pod(pod) => &pod.addresses,
+            Self::Address(address) => std::slice::from_ref(address),
+        }
+    }
+
+    /// For people and JSON.
+    pub fn party(&self, cluster: &Cluster) -> Party {
+        match self {
+            Self::Pod(pod) => pod_party(pod),
+            Self::Address(address) => address_party(cluster, *address),
+        }
+    }
+}
+
+/// What a reference means.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// The whole of it: the workload, when a workload was named.
+    pub party: Party,
+    /// Every place it stands for; never empty.
+    pub ends: Vec<End>,
+}
+
+/// Why a reference means nobody.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum ResolveError {
+    /// No pod and no workload is called so.
+    #[error("{what} {name}: there is none{}", nearest_text(.nearest))]
+    Unknown {
+        /// `pod`, `deployment`.
+        what: String,
+        /// The name.
+        name: String,
+        /// Names there are, nearest first.
+        nearest: Vec<String>,
+    },
+    /// Its pods have no address.
+    #[error(
+        "{0}: no pod of it has an address yet (status.podIP), so nothing can reach it or be reached by it"
+    )]
+    NoAddress(String),
+    /// Two workloads share the name.
+    #[error("{name}: there are several; write one of {}", .candidates.join(", "))]
+    Ambiguous {
+        /// The name.
+        name: String,
+        /// The references that are unique.
+        candidates: Vec<String>,
+    },
+}
+
+fn nearest_text(nearest: &[String]) -> String {
+    if nearest.is_empty() {
+        String::new()
+    } else {
+        format!("; nearest: {}", nearest.join(", "))
+    }
+}
+
+/// How many near names an error offers.
+const NEAR_NAMES: usize = 3;
+
+/// Finds who is meant. `current` is the namespace of references that say none.
+///
+/// # Errors
+/// Nobody is called so, several are, or nobody of them has an address.
+pub fn resolve(
+    cluster: &Cluster,
+    reference: &Reference,
+    current: &str,
+) -> Result<Resolved, ResolveError> {
+    match &reference.who {
+        Who::Address(address) => {
+            let address = address.to_canonical();
+            let end = match cluster.owner_of(address) {
+                Some(pod) => End::Pod(Arc::clone(pod)),
+                None => End::Address(address),
+            };
+            Ok(Resolved {
+                party: end.party(cluster),
+                ends: vec![end],
+            })
+        }
+        Who::Workload {
+            namespace,
+            kind: "Pod",
+            name,
+        } => {
+            let namespace = namespace.as_deref().unwrap_or(current);
+            let pod = pod_named(cluster, namespace, name).ok_or_else(|| {
+                unknown(cluster, "pod", namespace, name, |pod| pod.name.to_string())
+            })?;
+            one_pod(pod)
+        }
+        Who::Workload {
+            namespace,
+            kind,
+            name,
+        } => {
+            let namespace = namespace.as_deref().unwrap_or(current);
+            workload(cluster, namespace, &format!("{kind}/{name}")).unwrap_or_else(|| {
+                // `job/db` may also be a pod of a namespace called `job`.
+                if let Some(pod) = pod_named(cluster, &short_kind(kind), name) {
+                    return one_pod(pod);
+                }
+                Err(unknown(
+                    cluster,
+                    &kind.to_ascii_lowercase(),
+                    namespace,
+                    name,
+                    |pod| workload_text(pod),
+                ))
+            })
+        }
+        Who::Named { namespace, name } => {
+            let namespace = namespace.as_deref().unwrap_or(current);
+            if let Some(pod) = pod_named(cluster, namespace, name) {
+                return one_pod(pod);
+            }
+            let workloads: BTreeSet<&str> = living(cluster, namespace)
+                .map(|pod| pod.workload.as_str())
+                .filter(|workload| workload.split_once('/').is_some_and(|(_, its)| its == name))
+                .collect();
+            let mut named = workloads.iter();
+            match (named.next(), named.next()) {
+                (Some(only), None) => workload(cluster, namespace, only)
+                    .unwrap_or_else(|| Err(unknown(cluster, "pod", namespace, name, candidate))),
+                (Some(_), Some(_)) => Err(ResolveError::Ambiguous {
+                    name: format!("{namespace}/{name}"),
+                    candidates: workloads
+                        .iter()
+                        .map(|workload| format!("{namespace}/{}", short_workload(workload)))
+                        .collect(),
+                }),
+                (None, _) => Err(unknown(
+                    cluster,
+                    "pod or workload",
+                    namespace,
+                    name,
+                    candidate,
+                )),
+            }
+        }
+    }
+}
+
+/// A pod as a party.
+pub fn pod_party(pod: &Pod) -> Party {
+    Party {
+        namespace: Some(pod.name.namespace.to_string()),
+        pod: Some(pod.name.name.to_string()),
+        workload: Some(pod.workload.clone()).filter(|workload| !workload.is_empty()),
+        node: None,
+        ip: pod.addresses.first().map(ToString::to_string),
+        labels: pod.labels.clone(),
+    }
+}
+
+/// An address that is no pod's: a node, or the world.
+pub fn address_party(cluster: &Cluster, address: IpAddr) -> Party {
+    Party {
+        node: cluster
+            .nodes()
+            .find(|node| node.addresses.contains(&address))
+            .map(|node| node.name.to_string()),
+        ip: Some(address.to_string()),
+        ..Party::default()
+    }
+}
+
+/// `Deployment/api` as `deploy/api`.
+pub fn short_workload(workload: &str) -> String {
+    match workload.split_once('/') {
+        Some((kind, name)) => format!("{}/{name}", short_kind(kind)),
+        None => workload.to_owned(),
+    }
+}
+
+fn workload_text(pod: &Pod) -> String {
+    format!("{}/{}", pod.name.namespace, short_workload(&pod.workload))
+}
+
+/// The shortest reference that means a pod or its workload.
+fn candidate(pod: &Pod) -> String {
+    if pod.workload.is_empty() || pod.workload.starts_with("Pod/") {
+        pod.name.to_string()
+    } else {
+        workload_text(pod)
+    }
+}
+
+fn pod_named<'a>(cluster: &'a Cluster, namespace: &str, name: &str) -> Option<&'a Arc<Pod>> {
+    cluster.pod_named(&ObjectName::new(namespace, name))
+}
+
+fn living<'a>(cluster: &'a Cluster, namespace: &str) -> impl Iterator<Item = &'a Arc<Pod>> {
+    cluster
+        .pods_in(namespace)
+        .filter(|pod| pod.phase != Phase::Completed)
+}
+
+fn one_pod(pod: &Arc<Pod>) -> Result<Resolved, ResolveError> {
+    if pod.addresses.is_empty() {
+        return Err(ResolveError::NoAddress(pod.name.to_string()));
+    }
+    Ok(Resolved {
+        party: pod_party(pod),
+        ends: vec![End::Pod(Arc::clone(pod))],
+    })
+}
+
+/// Every pod of a workload; `None` when there is no such workload.
+fn workload(
+    cluster: &Cluster,
+    namespace: &str,
+    workload: &str,
+) -> Option<Result<Resolved, ResolveError>> {
+    let mut pods: Vec<&Arc<Pod>> = living(cluster, namespace)
+        .filter(|pod| pod.workload == workload)
+        .collect();
+    pods.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    let first = *pods.first()?;
+    let ends: Vec<End> = pods
+        .iter()
+        .filter(|pod| !pod.addresses.is_empty())
+        .map(|pod| End::Pod(Arc::clone(pod)))
+        .collect();
+    if ends.is_empty() {
+        return Some(Err(ResolveError::NoAddress(format!(
+            "{namespace}/{}",
+            short_workload(workload)
+        ))));
+    }
+    // Labels that every replica has; a canary's differ.
+    let mut labels = first.labels.clone();
+    labels.retain(|key, value| pods.iter().all(|pod| pod.labels.get(key) == Some(value)));
+    let party = Party {
+        namespace: Some(namespace.to_owned()),
+        workload: Some(workload.to_owned()),
+        labels,
+        ..Party::default()
+    };
+    Some(Ok(Resolved { party, ends }))
+}
+
+fn unknown(
+    cluster: &Cluster,
+    what: &str,
+    namespace: &str,
+    name: &str,
+    candidate: impl Fn(&Pod) -> String,
+) -> ResolveError {
+    let wanted = format!("{namespace}/{name}");
+    let names: BTreeSet<String> = cluster.pods().map(|pod| candidate(pod)).collect();
+    let mut near: Vec<(usize, String)> = names
+        .into_iter()
+        .map(|each| {
+            // The kind between namespace and name is no part of how near a name is.
+            let bare = match each.split('/').collect::<Vec<_>>().as_slice() {
+                [namespace, _, name] => format!("{namespace}/{name}"),
+                _ => each.clone(),
+            };
+            (distance(&wanted, &bare), each)
+        })
+        .collect();
+    near.sort_unstable();
+    ResolveError::Unknown {
+        what: what.to_owned(),
+        name: wanted,
+        nearest: near
+            .into_iter()
+            .take(NEAR_NAMES)
+            .map(|(_, each)| each)
+            .collect(),
+    }
+}
+
+/// Edits that turn one text into another (Levenshtein 1966), row by row.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (above, each) in a.chars().enumerate() {
+        let mut corner = above;
+        let mut left = above + 1;
+        let mut next = Vec::with_capacity(row.len());
+        next.push(left);
+        for (other, up) in b.iter().zip(row.iter().skip(1)) {
+            left = (corner + usize::from(each != *other))
+                .min(up + 1)
+                .min(left + 1);
+            corner = *up;
+            next.push(left);
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_policy::model::{Change, Labels, PodUid};
+
+    use super::*;
+
+    fn pod(namespace: &str, name: &str, workload: &str, address: Option<&str>) -> Pod {
+        Pod {
+            uid: PodUid(format!("{namespace}/{name}").into()),
+            name: ObjectName::new(namespace, name),
+            labels: Labels::from([
+                ("app".to_owned(), "api".to_owned()),
+                ("pod".to_owned(), name.to_owned()),
+            ]),
+            addresses: address
+                .map(|address| address.parse().unwrap())
+                .into_iter()
+                .collect(),
+            ports: Vec::new(),
+            host_network: false,
+            phase: Phase::Live,
+            created: 0,
+            node: String::new(),
+            workload: workload.to_owned(),
+            annotations: Labels::new(),
+        }
+    }
+
+    fn cluster() -> Cluster {
+        let mut cluster = Cluster::new();
+        for pod in [
+            pod("shop", "api-1", "Deployment/api", Some("10.0.0.1")),
+            pod("shop", "api-2", "Deployment/api", Some("10.0.0.2")),
+            pod("shop", "db-0", "StatefulSet/db", Some("10.0.0.3")),
+            pod("shop", "db-report", "Job/db", Some("10.0.0.4")),
+            pod("shop", "late", "Pod/late", None),
+        ] {
+            cluster.apply(Change::Pod(Box::new(pod)));
+        }
+        cluster
+    }
+
+    fn names(text: &str) -> Result<Vec<String>, ResolveError> {
+        let resolved = resolve(&cluster(), &text.parse().unwrap(), "shop")?;
+        Ok(resolved
+            .ends
+            .iter()
+            .map(|end| match end {
+                End::Pod(pod) => pod.name.to_string(),
+                End::Address(address) => address.to_string(),
+            })
+            .collect())
+    }
+
+    #[test]
+    fn references_mean_pods_workloads_and_addresses() {
+        assert_eq!(names("shop/api-1").unwrap(), ["shop/api-1"]);
+        assert_eq!(names("api-1").unwrap(), ["shop/api-1"]);
+        assert_eq!(names("pod/api-1").unwrap(), ["shop/api-1"]);
+        assert_eq!(
+            names("shop/deploy/api").unwrap(),
+            ["shop/api-1", "shop/api-2"]
+        );
+        assert_eq!(
+            names("shop/api").unwrap(),
+            ["shop/api-1", "shop/api-2"],
+            "the only workload called so"
+        );
+        assert_eq!(
+            names("10.0.0.3").unwrap(),
+            ["shop/db-0"],
+            "a pod's address is the pod"
+        );
+        assert_eq!(names("192.0.2.1").unwrap(), ["192.0.2.1"]);
+    }
+
+    #[test]
+    fn a_workload_shows_only_labels_that_all_its_pods_have() {
+        let resolved = resolve(&cluster(), &"shop/deploy/api".parse().unwrap(), "x").unwrap();
+        assert_eq!(
+            resolved.party.labels,
+            Labels::from([("app".to_owned(), "api".to_owned())])
+        );
+    }
+
+    #[test]
+    fn unknown_names_come_with_the_nearest_there_are() {
+        assert_eq!(
+            names("shop/deploy/apj").unwrap_err().to_string(),
+            "deployment shop/apj: there is none; nearest: shop/deploy/api, shop/job/db, shop/pod/late"
+        );
+        assert_eq!(
+            names("shp/api-1").unwrap_err().to_string(),
+            "pod or workload shp/api-1: there is none; nearest: shop/deploy/api, shop/late, shop/job/db"
+        );
+    }
+
+    #[test]
+    fn what_is_not_unique_or_not_reachable_is_said() {
+        assert_eq!(
+            names("shop/db").unwrap_err().to_string(),
+            "shop/db: there are several; write one of shop/job/db, shop/sts/db"
+        );
+        assert!(
+            names("shop/late")
+                .unwrap_err()
+                .to_string()
+                .contains("status.podIP")
+        );
+    }
+
+    #[test]
+    fn distance_counts_edits() {
+        assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!(distance("", "abc"), 3);
+        assert_eq!(distance("same", "same"), 0);
+    }
+}

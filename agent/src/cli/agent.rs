@@ -1,0 +1,76 @@
+//! `picket agent`: the options of the agent, handed to it untouched.
+
+use std::path::PathBuf;
+
+use super::Outcome;
+use crate::config::{
+    Config, DEFAULT_NETNS, DEFAULT_PINS, DEFAULT_SOCKET, LogFormat, Options, Posture,
+};
+
+/// Enforce policy on this node
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+What is in force stays in force when the agent stops, crashes or is upgraded: programs and maps
+are pinned. `picket uninstall` takes everything away.
+
+Examples:
+  picket agent --manifests manifests/
+  picket agent --manifests manifests/ --metrics :9911
+  picket agent --manifests manifests/ --node node-a --posture open")]
+pub(super) struct Args {
+    /// Directory of manifests to enforce, watched with everything below it
+    #[arg(long, value_name = "DIR", env = "PICKET_MANIFESTS")]
+    manifests: PathBuf,
+    /// Only pods whose spec.nodeName is this are local; without it, every pod found here is
+    #[arg(long, value_name = "NAME", env = "PICKET_NODE")]
+    node: Option<String>,
+    /// Serve Prometheus metrics at ADDR:PORT, ADDR, :PORT or PORT; loopback unless said
+    #[arg(long, value_name = "ADDR", env = "PICKET_METRICS")]
+    metrics: Option<String>,
+    /// Unix socket of the API, for the other commands
+    #[arg(long, value_name = "PATH", env = "PICKET_SOCKET", default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
+    /// Directory of a BPF file system to pin programs and maps under
+    #[arg(long, value_name = "DIR", env = "PICKET_PINS", default_value = DEFAULT_PINS)]
+    pins: PathBuf,
+    /// Directory of the pods' network namespaces
+    #[arg(long, value_name = "DIR", env = "PICKET_NETNS", default_value = DEFAULT_NETNS)]
+    netns: PathBuf,
+    /// What happens to what is not known yet or cannot be represented: closed or open
+    #[arg(
+        long,
+        value_name = "POSTURE",
+        env = "PICKET_POSTURE",
+        default_value = "closed"
+    )]
+    posture: Posture,
+    /// Entries of a map, as NAME=ENTRIES; may be given again
+    #[arg(long = "map-capacity", value_name = "NAME=ENTRIES")]
+    capacities: Vec<String>,
+    /// How log lines look: text or json
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "PICKET_LOG_FORMAT",
+        default_value = "text"
+    )]
+    log_format: LogFormat,
+}
+
+impl Args {
+    pub(super) fn run(self) -> anyhow::Result<Outcome> {
+        let config = Config::new(Options {
+            manifests: self.manifests,
+            node: self.node,
+            metrics: self.metrics,
+            socket: self.socket,
+            pins: self.pins,
+            netns: self.netns,
+            posture: self.posture,
+            capacities: self.capacities,
+            log_format: self.log_format,
+        })?;
+        crate::agent::run(config)?;
+        Ok(Outcome::Yes)
+    }
+}

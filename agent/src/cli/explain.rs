@@ -1,0 +1,658 @@
+//! How `can` and `why` read: headline, both directions, isolating policies, nearest rule, fix.
+
+use std::io::{self, Write};
+
+use super::Outcome;
+use super::output::{Cell, Column, Paint, Table, Terminal, age, counted, grouped};
+use crate::dto::{
+    DenialList, DirectionWord, Explanation, Isolating, Judgement, NearRule, Observed, VerdictWord,
+};
+
+/// How a command ends that asked for one verdict.
+pub(super) const fn outcome(verdict: VerdictWord) -> Outcome {
+    match verdict {
+        VerdictWord::Allow => Outcome::Yes,
+        VerdictWord::Deny | VerdictWord::Audit => Outcome::No,
+        VerdictWord::Unknown => Outcome::CannotTell,
+    }
+}
+
+/// `payments/allow-api/ingress/0` as `allow-api[0]`.
+pub(super) fn short_rule(rule: &str) -> String {
+    let parts: Vec<&str> = rule.split('/').collect();
+    match parts.as_slice() {
+        [_, policy, _, index] => format!("{policy}[{index}]"),
+        _ => rule.to_owned(),
+    }
+}
+
+/// Seconds since a time of our own making; `None` when it cannot be read.
+pub(super) fn seconds_since(time: &str, now: jiff::Timestamp) -> Option<u64> {
+    let then: jiff::Timestamp = time.parse().ok()?;
+    u64::try_from(now.as_second() - then.as_second()).ok()
+}
+
+fn port_text(explanation: &Explanation) -> String {
+    match (explanation.port, &explanation.port_name) {
+        (Some(port), Some(name)) => format!("{}/{port} ({name})", explanation.protocol),
+        (Some(port), None) => format!("{}/{port}", explanation.protocol),
+        (None, Some(name)) => format!("{} {name}", explanation.protocol),
+        (None, None) => explanation.protocol.clone(),
+    }
+}
+
+fn headline(terminal: &Terminal, explanation: &Explanation, word: &str) -> String {
+    let verdict = if explanation.partly {
+        VerdictWord::Audit
+    } else {
+        explanation.verdict
+    };
+    let sign = format!("{} {word}", terminal.glyph(verdict));
+    format!(
+        "{}   {} {} {}   {}",
+        terminal.paint(Paint::of(verdict), &sign),
+        explanation.from,
+        terminal.arrow(),
+        explanation.to,
+        port_text(explanation),
+    )
+}
+
+fn observed_text(observed: &Observed, now: jiff::Timestamp) -> String {
+    if observed.denied_packets == 0 {
+        return "no refusal seen".to_owned();
+    }
+    let times = if observed.denied_packets == 1 {
+        "once".to_owned()
+    } else {
+        format!("{} times", grouped(observed.denied_packets))
+    };
+    let since = |time: &Option<String>| {
+        time.as_ref()
+            .and_then(|time| seconds_since(time, now))
+            .map(age)
+    };
+    let mut text = format!("refused {times}");
+    if let Some(first) = since(&observed.first) {
+        text.push_str(&format!(" in {first}"));
+    }
+    if let Some(last) = since(&observed.last) {
+        text.push_str(&format!(", last {last} ago"));
+    }
+    if observed.incomplete {
+        text.push_str(" (or more: the table of refusals was full)");
+    }
+    text
+}
+
+/// `can`: one line, then one line a direction.
+pub(super) fn write_can(
+    out: &mut impl Write,
+    terminal: &Terminal,
+    explanation: &Explanation,
+) -> io::Result<()> {
+    let word = match (explanation.verdict, explanation.partly) {
+        (_, true) => "partly",
+        (VerdictWord::Allow, false) => "yes",
+        (VerdictWord::Deny | VerdictWord::Audit, false) => "no",
+        (VerdictWord::Unknown, false) => "cannot tell",
+    };
+    writeln!(out, "{}", headline(terminal, explanation, word))?;
+    let mut table = Table::new(vec![
+        Column::Left(""),
+        Column::Left(""),
+        Column::Left(""),
+        Column::Left(""),
+    ])
+    .without_headings(true);
+    for judgement in &explanation.judgements {
+        let direction = match judgement.direction {
+            DirectionWord::Egress => "egress",
+            DirectionWord::Ingress => "ingress",
+        };
+        let word = if judgement.verdict == VerdictWord::Allow {
+            "yes"
+        } else {
+            "no"
+        };
+        table.push(vec![
+            "      ".into(),
+            direction.into(),
+            Cell::painted(Paint::of(judgement.verdict), word),
+            can_reason(judgement).into(),
+        ]);
+    }
+    table.write(out, terminal)?;
+    write_partly(out, terminal, explanation)?;
+    if let Some(observed) = &explanation.observed {
+        let text = observed_text(observed, jiff::Timestamp::now());
+        writeln!(
+            out,
+            "        {}",
+            terminal.paint(Paint::Dim, &format!("observed: {text}"))
+        )?;
+    }
+    Ok(())
+}
+
+fn can_reason(judgement: &Judgement) -> String {
+    if let Some(note) = &judgement.note {
+        return note.clone();
+    }
+    match judgement.verdict {
+        VerdictWord::Allow => match &judgement.rule {
+            Some(rule) => short_rule(rule),
+            None => reason_words(judgement),
+        },
+        VerdictWord::Deny | VerdictWord::Audit | VerdictWord::Unknown => {
+            let isolating: Vec<&str> = judgement
+                .isolated_by
+                .iter()
+                .map(|each| each.policy.rsplit('/').next().unwrap_or(&each.policy))
+                .collect();
+            let mut text = if isolating.is_empty() {
+                reason_words(judgement)
+            } else {
+                format!("isolated by {}", isolating.join(", "))
+            };
+            if let Some(near) = judgement.nearest.first() {
+                text.push_str(&format!("; nearest {}", short_rule(&near.rule)));
+                let wants: Vec<String> = near
+                    .conditions
+                    .iter()
+                    .filter(|condition| !condition.holds)
+                    .map(|condition| {
+                        format!(
+                            "{} {}",
+                            short_condition(&condition.condition),
+                            condition.wants
+                        )
+                    })
+                    .collect();
+                if !wants.is_empty() {
+                    text.push_str(&format!(" wants {}", wants.join(" and ")));
+                }
+            } else if judgement.isolated_by.iter().all(|each| each.rules == 0)
+                && !isolating.is_empty()
+            {
+                text.push_str(", which admit nothing");
+            }
+            text
+        }
+    }
+}
+
+fn reason_words(judgement: &Judgement) -> String {
+    match judgement.reason.as_deref() {
+        Some("not-isolated") => "not isolated".to_owned(),
+        Some("self") => "a pod always reaches itself".to_owned(),
+        Some(reason) => reason.to_owned(),
+        None => String::new(),
+    }
+}
+
+fn write_partly(
+    out: &mut impl Write,
+    terminal: &Terminal,
+    explanation: &Explanation,
+) -> io::Result<()> {
+    if !explanation.partly {
+        return Ok(());
+    }
+    let text = format!(
+        "{} of {} pairs of pods may; above is one that may not",
+        grouped(explanation.allowed_pairs as u64),
+        grouped(explanation.pairs as u64),
+    );
+    writeln!(out, "        {}", terminal.paint(Paint::Dim, &text))
+}
+
+/// `why`: everything that decides, and what would change it.
+pub(super) fn write_why(
+    out: &mut impl Write,
+    terminal: &Terminal,
+    explanation: &Explanation,
+) -> io::Result<()> {
+    let word = match (explanation.verdict, explanation.partly) {
+        (_, true) => "PARTLY",
+        (VerdictWord::Allow, false) => "ALLOWED",
+        (VerdictWord::Deny, false) => "DENIED",
+        (VerdictWord::Audit, false) => "AUDIT",
+        (VerdictWord::Unknown, false) => "CANNOT TELL",
+    };
+    let mut line = headline(terminal, explanation, word);
+    if let Some(observed) = &explanation.observed {
+        line.push_str("      ");
+        line.push_str(&observed_text(observed, jiff::Timestamp::now()));
+    }
+    writeln!(out, "{line}")?;
+    write_partly(out, terminal, explanation)?;
+    writeln!(out)?;
+    let mut table = Table::new(vec![
+        Column::Left(""),
+        Column::Left(""),
+        Column::Left(""),
+        Column::Left(""),
+    ])
+    .without_headings(true);
+    for (place, judgement) in (1..).zip(&explanation.judgements) {
+        let (verb, party) = match judgement.direction {
+            DirectionWord::Egress => ("leaving", &explanation.from),
+            DirectionWord::Ingress => ("entering", &explanation.to),
+        };
+        let word = if judgement.verdict == VerdictWord::Allow {
+            "allowed"
+        } else {
+            "DENIED"
+        };
+        table.push(vec![
+            format!("  {place}").into(),
+            format!("{verb} {party}").into(),
+            Cell::painted(Paint::of(judgement.verdict), word),
+            sentence(judgement).into(),
+        ]);
+    }
+    table.write(out, terminal)?;
+    for judgement in &explanation.judgements {
+        if judgement.verdict == VerdictWord::Allow {
+            continue;
+        }
+        write_isolating(out, terminal, &judgement.isolated_by)?;
+        for near in judgement.nearest.iter().take(2) {
+            write_near(out, terminal, near)?;
+        }
+    }
+    if let Some(fix) = &explanation.fix {
+        writeln!(
+            out,
+            "\n  to admit it, add to {} under {}:",
+            fix.policy, fix.field
+        )?;
+        for line in fix.yaml.lines() {
+            writeln!(out, "      {line}")?;
+        }
+    }
+    if let Some(observed) = &explanation.observed
+        && let Some(revision) = &observed.revision
+    {
+        let node = observed
+            .node
+            .as_ref()
+            .map_or_else(String::new, |node| format!(" on {node}"));
+        let line = format!("  decided in the kernel{node} under revision {revision}");
+        writeln!(out, "\n{}", terminal.paint(Paint::Dim, &line))?;
+    }
+    Ok(())
+}
+
+fn sentence(judgement: &Judgement) -> String {
+    if let Some(note) = &judgement.note {
+        return note.clone();
+    }
+    let direction = match judgement.direction {
+        DirectionWord::Egress => "egress",
+        DirectionWord::Ingress => "ingress",
+    };
+    match (
+        judgement.verdict,
+        judgement.reason.as_deref(),
+        &judgement.rule,
+    ) {
+        (_, Some("not-isolated"), _) => {
+            format!("not isolated for {direction}: no policy selects it")
+        }
+        (_, Some("self"), _) => "a pod always reaches itself".to_owned(),
+        (VerdictWord::Allow, _, Some(rule)) => format!("admitted by {rule}"),
+        (_, Some("isolated-no-rule"), _) => {
+            format!("isolated for {direction}, and no rule admits this")
+        }
+        (_, Some(reason), Some(rule)) => format!("{reason} {rule}"),
+        (_, Some(reason), None) => reason.to_owned(),
+        (_, None, _) => String::new(),
+    }
+}
+
+fn write_isolating(
+    out: &mut impl Write,
+    terminal: &Terminal,
+    isolating: &[Isolating],
+) -> io::Result<()> {
+    if isolating.is_empty() {
+        return Ok(());
+    }
+    writeln!(out)?;
+    let mut table = Table::new(vec![Column::Left(""), Column::Left(""), Column::Left("")])
+        .without_headings(true);
+    for (place, each) in isolating.iter().enumerate() {
+        let label = if place == 0 {
+            "  isolated by"
+        } else {
+            "             "
+        };
+        let rules = match each.rules {
+            0 => "has no rules".to_owned(),
+            rules => counted(rules, "rule", "rules"),
+        };
+        table.push(vec![
+            Cell::painted(Paint::Dim, label),
+            each.policy.as_str().into(),
+            format!("selects {}, {rules}", each.selects).into(),
+        ]);
+    }
+    table.write(out, terminal)
+}
+
+fn short_condition(condition: &str) -> &str {
+    match condition {
+        "namespaceSelector" => "namespace",
+        "podSelector" => "pod",
+        "ipBlock" => "address",
+        other => other,
+    }
+}
+
+fn write_near(out: &mut impl Write, terminal: &Terminal, near: &NearRule) -> io::Result<()> {
+    let parts: Vec<&str> = near.rule.split('/').collect();
+    let name = match parts.as_slice() {
+        [namespace, policy, direction, index] => {
+            format!("{namespace}/{policy}  {direction}[{index}]")
+        }
+        _ => near.rule.clone(),
+    };
+    writeln!(
+        out,
+        "\n  {} {name}",
+        terminal.paint(Paint::Dim, "nearest rule")
+    )?;
+    let mut table = Table::new(vec![
+        Column::Left(""),
+        Column::Left(""),
+        Column::Left(""),
+        Column::Left(""),
+    ])
+    .without_headings(true);
+    for condition in &near.conditions {
+        let verdict = if condition.holds {
+            VerdictWord::Allow
+        } else {
+            VerdictWord::Deny
+        };
+        let wants = if condition.holds {
+            condition.wants.clone()
+        } else {
+            format!("wants {}", condition.wants)
+        };
+        let has = condition.has.as_ref().filter(|_| !condition.holds);
+        table.push(vec![
+            "             ".into(),
+            Cell::painted(
+                Paint::of(verdict),
+                format!(
+                    "{} {}",
+                    terminal.glyph(verdict),
+                    short_condition(&condition.condition)
+                ),
+            ),
+            wants.into(),
+            has.map(String::as_str).unwrap_or_default().into(),
+        ]);
+    }
+    table.write(out, terminal)
+}
+
+/// `why --to X`: one line a refusal, then the latest one explained.
+pub(super) fn write_denials(
+    out: &mut impl Write,
+    terminal: &Terminal,
+    who: &str,
+    list: &DenialList,
+) -> io::Result<()> {
+    if list.items.is_empty() {
+        writeln!(out, "no refusal of connections to or from {who} was seen")?;
+        return write_lost(terminal, list.lost);
+    }
+    let now = jiff::Timestamp::now();
+    let mut table = Table::new(vec![
+        Column::Left("LAST"),
+        Column::Name("FROM"),
+        Column::Name("TO"),
+        Column::Left("PORT"),
+        Column::Right("PACKETS"),
+        Column::Left("WHY"),
+    ]);
+    for denial in &list.items {
+        let last = denial
+            .observed
+            .last
+            .as_ref()
+            .and_then(|last| seconds_since(last, now));
+        let port = denial.port.map_or_else(
+            || denial.protocol.clone(),
+            |port| format!("{}/{port}", denial.protocol),
+        );
+        let direction = Direction(denial.direction);
+        let near = denial.explanation.as_ref().and_then(|explanation| {
+            explanation
+                .judgements
+                .iter()
+                .find_map(|judgement| judgement.nearest.first())
+        });
+        let near = near.map_or_else(String::new, |near| {
+            format!(" (near: {})", short_rule(&near.rule))
+        });
+        let is_allowed_now = denial
+            .explanation
+            .as_ref()
+            .is_some_and(|explanation| explanation.verdict == VerdictWord::Allow);
+        let why = match (is_allowed_now, denial.reason.as_str()) {
+            (true, _) => format!(
+                "{direction}: was {}, allowed by the policies as they are now",
+                denial.reason
+            ),
+            (false, "isolated-no-rule") => format!("{direction}: no rule admits{near}"),
+            (false, reason) => format!("{direction}: {reason}{near}"),
+        };
+        table.push(vec![
+            last.map_or_else(|| "-".to_owned(), age).into(),
+            denial.from.to_string().into(),
+            denial.to.to_string().into(),
+            port.into(),
+            grouped(denial.observed.denied_packets).into(),
+            why.into(),
+        ]);
+    }
+    table.write(out, terminal)?;
+    let latest_refused = list
+        .items
+        .iter()
+        .filter_map(|denial| denial.explanation.as_ref());
+    if let Some(explanation) = latest_refused
+        .into_iter()
+        .find(|each| each.verdict == VerdictWord::Deny)
+    {
+        writeln!(out)?;
+        write_why(out, terminal, explanation)?;
+    }
+    write_lost(terminal, list.lost)
+}
+
+struct Direction(DirectionWord);
+
+impl std::fmt::Display for Direction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self.0 {
+            DirectionWord::Ingress => "ingress",
+            DirectionWord::Egress => "egress",
+        })
+    }
+}
+
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "the last line of functions that write"
+)]
+fn write_lost(terminal: &Terminal, lost: u64) -> io::Result<()> {
+    if lost > 0 {
+        terminal.say(&format!(
+            "{} refusals found no room in the table and are missing here",
+            grouped(lost)
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dto::{Condition, Fix, Party};
+
+    fn workload(namespace: &str, workload: &str) -> Party {
+        Party {
+            namespace: Some(namespace.to_owned()),
+            workload: Some(workload.to_owned()),
+            ..Party::default()
+        }
+    }
+
+    fn denied() -> Explanation {
+        let condition = |condition: &str, holds, wants: &str, has: &str| Condition {
+            condition: condition.to_owned(),
+            holds,
+            wants: wants.to_owned(),
+            has: Some(has.to_owned()),
+        };
+        Explanation {
+            from: workload("web", "Deployment/portal"),
+            to: workload("payments", "Deployment/payments-api"),
+            protocol: "TCP".to_owned(),
+            port: Some(8080),
+            port_name: None,
+            verdict: VerdictWord::Deny,
+            partly: false,
+            pairs: 2,
+            allowed_pairs: 0,
+            judgements: vec![
+                Judgement {
+                    direction: DirectionWord::Egress,
+                    verdict: VerdictWord::Allow,
+                    reason: Some("not-isolated".to_owned()),
+                    rule: None,
+                    note: None,
+                    isolated_by: Vec::new(),
+                    nearest: Vec::new(),
+                },
+                Judgement {
+                    direction: DirectionWord::Ingress,
+                    verdict: VerdictWord::Deny,
+                    reason: Some("isolated-no-rule".to_owned()),
+                    rule: None,
+                    note: None,
+                    isolated_by: vec![
+                        Isolating {
+                            policy: "payments/default-deny-ingress".to_owned(),
+                            selects: "every pod".to_owned(),
+                            rules: 0,
+                        },
+                        Isolating {
+                            policy: "payments/allow-case-api".to_owned(),
+                            selects: "app=payments-api".to_owned(),
+                            rules: 1,
+                        },
+                    ],
+                    nearest: vec![NearRule {
+                        rule: "payments/allow-case-api/ingress/0".to_owned(),
+                        failed: vec!["namespaceSelector".to_owned()],
+                        conditions: vec![
+                            condition("port", true, "TCP/8080", "TCP/8080"),
+                            condition(
+                                "namespaceSelector",
+                                false,
+                                "name=case-management",
+                                "web has tier=edge",
+                            ),
+                        ],
+                    }],
+                },
+            ],
+            fix: Some(Fix {
+                policy: "payments/allow-case-api".to_owned(),
+                field: "spec.ingress".to_owned(),
+                yaml: "- from:\n  - podSelector: {}\n".to_owned(),
+            }),
+            observed: None,
+        }
+    }
+
+    fn text(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> String {
+        let mut out = Vec::new();
+        write(&mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn why_names_both_directions_the_isolating_policies_the_miss_and_the_fix() {
+        let expected = "\
+✗ DENIED   web/deploy/portal → payments/deploy/payments-api   TCP/8080
+
+  1  leaving web/deploy/portal              allowed  not isolated for egress: no policy selects it
+  2  entering payments/deploy/payments-api  DENIED   isolated for ingress, and no rule admits this
+
+  isolated by  payments/default-deny-ingress  selects every pod, has no rules
+               payments/allow-case-api        selects app=payments-api, 1 rule
+
+  nearest rule payments/allow-case-api  ingress[0]
+               ✓ port       TCP/8080
+               ✗ namespace  wants name=case-management  web has tier=edge
+
+  to admit it, add to payments/allow-case-api under spec.ingress:
+      - from:
+        - podSelector: {}
+";
+        assert_eq!(
+            text(|out| write_why(out, &Terminal::PLAIN, &denied())),
+            expected
+        );
+    }
+
+    #[test]
+    fn can_is_three_lines() {
+        let expected = "\
+✗ no   web/deploy/portal → payments/deploy/payments-api   TCP/8080
+        egress   yes  not isolated
+        ingress  no   isolated by default-deny-ingress, allow-case-api; nearest allow-case-api[0] wants namespace name=case-management
+";
+        assert_eq!(
+            text(|out| write_can(out, &Terminal::PLAIN, &denied())),
+            expected
+        );
+    }
+
+    #[test]
+    fn what_only_some_replicas_may_is_partly_and_not_yes() {
+        let partly = Explanation {
+            partly: true,
+            allowed_pairs: 1,
+            ..denied()
+        };
+        let text = text(|out| write_can(out, &Terminal::PLAIN, &partly));
+        assert!(text.starts_with("~ partly   web/"), "{text}");
+        assert!(text.contains("1 of 2 pairs of pods may"), "{text}");
+        assert_eq!(outcome(partly.verdict), Outcome::No);
+    }
+
+    #[test]
+    fn refusals_that_were_seen_are_in_the_headline() {
+        let observed = Observed {
+            denied_packets: 37,
+            first: Some("2026-11-21T13:00:00Z".to_owned()),
+            last: Some("2026-11-21T13:59:12Z".to_owned()),
+            ..Observed::default()
+        };
+        let now = "2026-11-21T14:00:00Z".parse().unwrap();
+        assert_eq!(
+            observed_text(&observed, now),
+            "refused 37 times in 60m, last 48s ago"
+        );
+        assert_eq!(observed_text(&Observed::default(), now), "no refusal seen");
+    }
+}

@@ -1,0 +1,83 @@
+//! `picket uninstall`: takes programs, links and maps out of the kernel.
+
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+
+use super::Outcome;
+use super::output::{self, Format, Terminal};
+use crate::config::DEFAULT_PINS;
+use crate::dto::{Kind as _, Removal};
+
+/// Take every program, link and map of Picket off this node: nothing is enforced afterwards
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Stop the agent first: one that runs would install everything again.
+
+Examples:
+  picket uninstall
+  picket uninstall --yes
+  picket uninstall --yes --pins /sys/fs/bpf/picket")]
+pub(super) struct Args {
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+    /// Directory the agent pins under
+    #[arg(long, value_name = "DIR", env = "PICKET_PINS", default_value = DEFAULT_PINS)]
+    pins: PathBuf,
+    /// How to print what was removed
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    output: Format,
+}
+
+impl Args {
+    pub(super) fn run(&self, terminal: &Terminal) -> anyhow::Result<Outcome> {
+        if !self.yes && !self.is_confirmed(terminal)? {
+            terminal.say("nothing was removed");
+            return Ok(Outcome::No);
+        }
+        let removal: Removal = removed(&self.pins)
+            .with_context(|| format!("removing what is pinned under {}", self.pins.display()))?;
+        let mut out = output::stdout();
+        match self.output {
+            Format::Json => output::write_json(&mut out, &removal.into_document())?,
+            Format::Table => {
+                for line in &removal.removed {
+                    writeln!(out, "removed {line}")?;
+                }
+                if removal.removed.is_empty() {
+                    writeln!(
+                        out,
+                        "nothing of Picket is pinned under {}",
+                        self.pins.display()
+                    )?;
+                } else {
+                    writeln!(out, "nothing is enforced on this node any more")?;
+                }
+            }
+        }
+        out.flush()?;
+        Ok(Outcome::Yes)
+    }
+
+    fn is_confirmed(&self, terminal: &Terminal) -> anyhow::Result<bool> {
+        if !io::stdin().is_terminal() {
+            bail!("uninstall asks before it acts and there is no terminal to ask on; add --yes");
+        }
+        terminal.say(&format!(
+            "This takes everything under {} away; policies are no longer enforced on this node.",
+            self.pins.display()
+        ));
+        let mut stderr = io::stderr().lock();
+        write!(stderr, "Go on? [y/N] ")?;
+        stderr.flush()?;
+        let mut answer = String::new();
+        io::stdin().lock().read_line(&mut answer)?;
+        Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    }
+}
+
+fn removed(_pins: &std::path::Path) -> anyhow::Result<Removal> {
+    bail!("not there yet")
+}

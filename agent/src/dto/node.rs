@@ -1,0 +1,231 @@
+//! The agent and its node: endpoints, maps, policy in force, what is wrong.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{DirectionWord, Isolating};
+
+/// Where an endpoint is on its way to being enforced.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndpointState {
+    /// Its policy is in force.
+    Programmed,
+    /// Not yet.
+    Pending,
+    /// Could not be programmed; it has its posture.
+    Failed,
+}
+
+impl EndpointState {
+    /// Every state.
+    pub const ALL: [Self; 3] = [Self::Programmed, Self::Pending, Self::Failed];
+
+    /// The word.
+    pub const fn as_label(self) -> &'static str {
+        match self {
+            Self::Programmed => "programmed",
+            Self::Pending => "pending",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Packets and bytes.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes from the IP header on.
+    pub bytes: u64,
+}
+
+/// One direction of an endpoint.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointDirection {
+    /// The direction.
+    pub direction: DirectionWord,
+    /// Some policy selects the endpoint in this direction.
+    pub isolated: bool,
+    /// The policy set in force; absent when not isolated.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub set: Option<u32>,
+    /// Names of the policies that isolate it.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub isolated_by: Vec<String>,
+    /// Traffic let through since the slot was opened.
+    pub passed: Traffic,
+    /// Traffic dropped since then, by reason.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub dropped: BTreeMap<String, Traffic>,
+}
+
+/// A pod on this node with its interface and policy.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// Namespace.
+    pub namespace: String,
+    /// Pod.
+    pub pod: String,
+    /// `Deployment/portal`.
+    pub workload: String,
+    /// Addresses.
+    pub addresses: Vec<String>,
+    /// Host-side interface index.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ifindex: Option<u32>,
+    /// Place in per-slot maps.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub slot: Option<u32>,
+    /// State.
+    pub state: EndpointState,
+    /// Why it is not programmed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub note: Option<String>,
+    /// Revision of its policy.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub revision: Option<String>,
+    /// Ingress, then egress.
+    pub directions: Vec<EndpointDirection>,
+}
+
+/// `/v1/endpoints`.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct EndpointList {
+    /// By namespace and name.
+    pub items: Vec<Endpoint>,
+}
+
+/// How full a map is.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct MapFill {
+    /// Name, lower case.
+    pub name: String,
+    /// Entries in use; absent where counting is not possible.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub entries: Option<u64>,
+    /// Entries there is room for.
+    pub capacity: u64,
+}
+
+/// `/v1/maps`.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct MapList {
+    /// In the order of a packet's way.
+    pub items: Vec<MapFill>,
+}
+
+/// Something wrong with an object or a file.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Finding {
+    /// `warning` or `error`.
+    pub severity: String,
+    /// Object, field, value, remedy, in one line.
+    pub message: String,
+}
+
+/// A local pod that is not enforced.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Unenforced {
+    /// `namespace/pod`.
+    pub pod: String,
+    /// Where it was found and why it is not enforced.
+    pub message: String,
+}
+
+/// The latest change that reached the kernel.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Apply {
+    /// When.
+    pub time: String,
+    /// Writes it took.
+    pub writes: u64,
+    /// From event to map, in milliseconds.
+    pub took_ms: f64,
+    /// Why it failed; absent when it did not.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<String>,
+}
+
+/// `/v1/status`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Version of the agent.
+    pub version: String,
+    /// Node name; absent when the agent was not told.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub node: Option<String>,
+    /// True when everything known is in force.
+    pub enforcing: bool,
+    /// Policies in force.
+    pub policies: usize,
+    /// Pods known, on this node and elsewhere.
+    pub pods: usize,
+    /// Namespaces known.
+    pub namespaces: usize,
+    /// Local pods.
+    pub endpoints: Vec<Endpoint>,
+    /// Local pods that cannot be enforced.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub unenforced: Vec<Unenforced>,
+    /// What is wrong with the objects.
+    pub findings: Vec<Finding>,
+    /// How full the maps are.
+    pub maps: Vec<MapFill>,
+    /// The latest apply.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_apply: Option<Apply>,
+    /// Events lost since the pins were made.
+    pub events_lost: u64,
+    /// Refusals that found no room in DENIED.
+    pub denied_overflow: u64,
+}
+
+/// One rule of an endpoint's effective policy.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EffectiveRule {
+    /// `namespace/policy/ingress/0`.
+    pub rule: String,
+    /// Who, in words.
+    pub peers: String,
+    /// On which ports, in words.
+    pub ports: String,
+    /// New connections it decided; absent when nothing counted.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub connections: Option<u64>,
+}
+
+/// One direction of an endpoint's effective policy.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EffectiveDirection {
+    /// The direction.
+    pub direction: DirectionWord,
+    /// The policies that isolate it; empty means not isolated.
+    pub isolated_by: Vec<Isolating>,
+    /// Every rule that admits something.
+    pub rules: Vec<EffectiveRule>,
+}
+
+/// `/v1/policy/{endpoint}`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EffectivePolicy {
+    /// `namespace/pod`.
+    pub endpoint: String,
+    /// Ingress, then egress.
+    pub directions: Vec<EffectiveDirection>,
+}
+
+/// What `uninstall` took away.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Removal {
+    /// One line a thing.
+    pub removed: Vec<String>,
+}
