@@ -111,9 +111,10 @@ map_types! {
         pub local: Address,
         /// The other side.
         pub peer: Address,
-        /// Port (or ICMP echo identifier) of the pod's side, host order.
+        /// Port of the pod's side, host order; of an ICMP echo, its identifier.
         pub local_port: u16,
-        /// Port (or ICMP echo identifier) of the other side, host order.
+        /// Port of the other side, host order; of an ICMP echo, 0 when the pod asks and 1 when
+        /// the peer does.
         pub peer_port: u16,
         /// IP protocol number.
         pub protocol: u8,
@@ -320,7 +321,7 @@ map_types! {
         pub peer: Address,
         /// The endpoint's slot.
         pub slot: u32,
-        /// Destination port of the refused packet, host order; ICMP: type << 8 | code.
+        /// Port the refused flow was opened to, host order; ICMP: type << 8 | code.
         pub port: u16,
         /// IP protocol number.
         pub protocol: u8,
@@ -427,6 +428,8 @@ pub mod connection_flags {
     pub const NODE: u16 = 1 << 4;
     /// To the pod itself (hairpin): never judged again.
     pub const ITSELF: u16 = 1 << 5;
+    /// Judged again and denied; the entry stays until it expires or is allowed again.
+    pub const CUT: u16 = 1 << 6;
 }
 
 /// `PeerEntry::flags`.

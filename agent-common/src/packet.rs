@@ -1,4 +1,15 @@
 //! From bytes to headers: what a packet claims to be, checked against how long it is.
+//!
+//! Each header has its own file; this one holds their order and what comes out. Whatever does
+//! not add up is a [`ParseError`], never a guess.
+
+pub mod ethernet;
+pub mod icmp;
+pub mod ipv4;
+pub mod ipv6;
+pub mod transport;
+
+use crate::address::Address;
 
 /// Bytes of one packet from its Ethernet header on: an skb in the kernel, a slice on the host.
 ///
@@ -27,7 +38,136 @@ impl Packet for [u8] {
         self.get(offset..)?.first_chunk().copied()
     }
 
+    #[inline(always)]
     fn length(&self) -> u32 {
         u32::try_from(self.len()).unwrap_or(u32::MAX)
     }
+}
+
+/// Why bytes are not the packet they claim to be.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum ParseError {
+    /// It ends inside its Ethernet header.
+    EthernetTruncated,
+    /// Neither IPv4, IPv6 nor ARP.
+    Ethertype,
+    /// It ends inside its IP header.
+    IpTruncated,
+    /// The version inside the IP header is not the one the ethertype says.
+    Version,
+    /// The IP header says it is shorter than an IP header can be.
+    HeaderLength,
+    /// The IP header says there is more than there is.
+    TotalLength,
+    /// An IPv4-mapped address in an IPv6 header: no such packet exists (RFC 4291 §2.5.5.2).
+    MappedAddress,
+    /// A chain of extension headers longer than we follow, or out of order.
+    ExtensionChain,
+    /// A routing header that has not ended: the destination shown is not where it goes.
+    Routing,
+    /// It ends inside its transport header.
+    TransportTruncated,
+    /// A TCP header that says it is shorter than one can be, or longer than the segment.
+    TcpHeaderLength,
+}
+
+/// Whether a packet is whole.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub enum Fragmentation {
+    /// It is.
+    #[default]
+    Whole,
+    /// The first of several fragments: it has the transport header.
+    First,
+    /// One that has no transport header.
+    Later,
+}
+
+/// What an IP packet says about itself. `default()` says nothing.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Headers {
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// Source port, host order; 0 without ports.
+    pub source_port: u16,
+    /// Destination port, host order; 0 without ports.
+    pub destination_port: u16,
+    /// What kind of ICMP echo it is, with the identifier.
+    pub echo: Option<icmp::Echo>,
+    /// IP protocol number of the transport header.
+    pub protocol: u8,
+    /// TCP flags, ICMP type or the type of SCTP's first chunk.
+    pub detail: u8,
+    /// ICMP code.
+    pub code: u8,
+    /// IPv4 time to live, IPv6 hop limit.
+    pub hop_limit: u8,
+    /// Whether it is whole.
+    pub fragmentation: Fragmentation,
+    /// An IPv6 fragment header was on the way, also in front of a whole packet (RFC 6946).
+    pub has_fragment_header: bool,
+    /// An IPv6 hop-by-hop header was on the way.
+    pub has_hop_by_hop: bool,
+}
+
+/// What a frame is to us.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Frame {
+    /// An ARP packet, whatever it says.
+    Arp,
+    /// An IPv4 or IPv6 packet.
+    Ip(Headers),
+}
+
+/// An IP header and its extensions, read: what is needed to go on.
+#[derive(Clone, Copy, Debug)]
+struct Network {
+    headers: Headers,
+    /// Where the transport header begins.
+    transport: usize,
+    /// Where the IP packet ends; padding may follow.
+    end: usize,
+}
+
+/// Reads a frame's headers.
+///
+/// # Errors
+/// When it cannot be what it claims to be.
+#[inline(always)]
+pub fn parse<P: Packet + ?Sized>(packet: &P) -> Result<Frame, ParseError> {
+    let network = match ethernet::ethertype(packet)? {
+        ethernet::IPV4 => ipv4::parse(packet)?,
+        ethernet::IPV6 => ipv6::parse(packet)?,
+        ethernet::ARP => return Ok(Frame::Arp),
+        _ => return Err(ParseError::Ethertype),
+    };
+    let mut headers = network.headers;
+    if headers.fragmentation != Fragmentation::Later {
+        transport::parse(packet, network.transport, network.end, &mut headers)?;
+    }
+    Ok(Frame::Ip(headers))
+}
+
+/// Where an IP packet ends that says it has `stated` bytes.
+///
+/// # Errors
+/// When the frame has less.
+#[inline(always)]
+fn packet_end<P: Packet + ?Sized>(
+    packet: &P,
+    stated: usize,
+    is_unstated: bool,
+) -> Result<usize, ParseError> {
+    let length = packet.length() as usize;
+    // Segments of more than 64 KiB inside the node (BIG TCP) say 0, for want of bits.
+    if is_unstated && length > ethernet::HEADER_BYTES + u16::MAX as usize {
+        return Ok(length);
+    }
+    let end = ethernet::HEADER_BYTES + stated;
+    if end > length {
+        return Err(ParseError::TotalLength);
+    }
+    Ok(end)
 }

@@ -1,0 +1,162 @@
+//! Which flow a packet belongs to, and what is known of it.
+
+use super::{Hook, Seen, tables::FlowEntry, tables::FlowTables};
+use crate::conntrack::{self, Signal, State, Timeout};
+use crate::maps::{Connection, FlowKey, PendingKey};
+use crate::packet::{Headers, icmp::Echo};
+use crate::verdict::Direction;
+
+/// `FlowKey::peer_port` of an ICMP echo the pod asked for.
+pub const ECHO_BY_POD: u16 = 0;
+/// `FlowKey::peer_port` of an ICMP echo the peer asked for.
+pub const ECHO_BY_PEER: u16 = 1;
+
+/// The flow's key, the same for both of its directions.
+///
+/// Who asks is part of an echo's key: a peer that answers the pod's echoes could otherwise send
+/// requests of its own under the same identifier, past policy.
+#[inline(always)]
+pub fn key_of(headers: &Headers, hook: Hook, slot: u32) -> PendingKey {
+    let (local, peer, local_port, peer_port) = match hook {
+        Hook::FromPod => (
+            headers.source,
+            headers.destination,
+            headers.source_port,
+            headers.destination_port,
+        ),
+        Hook::ToPod => (
+            headers.destination,
+            headers.source,
+            headers.destination_port,
+            headers.source_port,
+        ),
+    };
+    let (local_port, peer_port) = match (headers.echo, hook) {
+        (None, _) => (local_port, peer_port),
+        (Some(Echo::Request(identifier)), Hook::FromPod)
+        | (Some(Echo::Reply(identifier)), Hook::ToPod) => (identifier, ECHO_BY_POD),
+        (Some(Echo::Request(identifier)), Hook::ToPod)
+        | (Some(Echo::Reply(identifier)), Hook::FromPod) => (identifier, ECHO_BY_PEER),
+    };
+    PendingKey {
+        flow: FlowKey {
+            local,
+            peer,
+            local_port,
+            peer_port,
+            protocol: headers.protocol,
+            reserved: [0; 3],
+        },
+        slot,
+    }
+}
+
+/// A flow that is known, as it was when it was found.
+pub(super) struct Known<E> {
+    pub(super) entry: E,
+    pub(super) connection: Connection,
+    /// It was in PENDING.
+    pub(super) is_pending: bool,
+}
+
+/// Finds the flow in CONNTRACK, else in PENDING. Expired entries, and those that a new connection
+/// with the same ports supersedes, are not found.
+#[inline(always)]
+pub(super) fn find<T: FlowTables>(
+    tables: &T,
+    seen: &Seen<'_>,
+    flow: &PendingKey,
+    signal: Signal,
+) -> Option<Known<T::Entry>> {
+    let kept = find_in(tables, seen, signal, tables.connection(flow), false);
+    // A new connection waits in PENDING beside the old one with the same ports until it is
+    // accepted, so a forged SYN takes nothing away.
+    if kept.is_some() && !matches!(signal, Signal::Accept) {
+        return kept;
+    }
+    match find_in(tables, seen, signal, tables.pending(flow), true) {
+        Some(pending) => Some(pending),
+        None => kept,
+    }
+}
+
+#[inline(always)]
+fn find_in<T: FlowTables>(
+    tables: &T,
+    seen: &Seen<'_>,
+    signal: Signal,
+    entry: Option<T::Entry>,
+    is_pending: bool,
+) -> Option<Known<T::Entry>> {
+    let entry = entry?;
+    let connection = entry.read();
+    let state = State::from_number(connection.state);
+    let place = Timeout::of(seen.headers.protocol, state) as usize;
+    let lifetime = *tables.settings().timeouts.get(place)?;
+    if conntrack::is_expired(&connection, lifetime, seen.now32()) {
+        return None;
+    }
+    // RFC 9293 §3.10.7.4: a SYN on a known tuple is a connection of its own, unless it repeats
+    // the one that is being opened.
+    let is_repeated = matches!(state, State::Opening | State::Answered)
+        && connection.originator == seen.direction.index();
+    if matches!(signal, Signal::Open) && !is_repeated {
+        return None;
+    }
+    Some(Known {
+        entry,
+        connection,
+        is_pending,
+    })
+}
+
+/// Writes down that the packet belongs to the flow. The first reply moves it out of PENDING.
+#[inline(always)]
+pub(super) fn advance<T: FlowTables>(
+    tables: &T,
+    seen: &Seen<'_>,
+    flow: &PendingKey,
+    signal: Signal,
+    known: &Known<T::Entry>,
+) {
+    let before = &known.connection;
+    let is_from_originator = before.originator == seen.direction.index();
+    let (state, flags) = conntrack::step(
+        State::from_number(before.state),
+        before.flags,
+        signal,
+        is_from_originator,
+    );
+    let now = seen.now32();
+    if known.is_pending && !is_from_originator && signal.may_promote() {
+        let promoted = Connection {
+            state: state.number(),
+            flags,
+            last_seen: now,
+            ..known.entry.read()
+        };
+        if tables.insert_connection(flow, &promoted) {
+            tables.delete_pending(flow);
+            return;
+        }
+        tables.count(crate::maps::Counter::ConnectionRefused);
+    }
+    if state.number() != before.state || flags != before.flags {
+        known.entry.advance(state.number(), flags);
+    }
+    if before.last_seen != now {
+        known.entry.touch(now);
+    }
+}
+
+/// The port that policy judges: the one the flow was opened to.
+#[inline(always)]
+pub(super) const fn judged_port(flow: &FlowKey, originator: Direction) -> u16 {
+    if !crate::packet::transport::has_ports(flow.protocol) {
+        return 0;
+    }
+    match originator {
+        Direction::Ingress => flow.local_port,
+        Direction::Egress => flow.peer_port,
+    }
+}

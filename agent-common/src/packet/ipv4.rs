@@ -1,0 +1,67 @@
+//! IPv4 (RFC 791 §3.1).
+
+use super::{
+    Fragmentation, Headers, Network, Packet, ParseError, ethernet::HEADER_BYTES, packet_end,
+};
+use crate::address::Address;
+
+/// Bytes of the header without options.
+const BASE_BYTES: usize = 20;
+const VERSION_AND_LENGTH: usize = HEADER_BYTES;
+const TOTAL_LENGTH: usize = HEADER_BYTES + 2;
+const FRAGMENT: usize = HEADER_BYTES + 6;
+const TTL_AND_PROTOCOL: usize = HEADER_BYTES + 8;
+const ADDRESSES: usize = HEADER_BYTES + 12;
+
+/// "More fragments", of the fragment field.
+const MORE_FRAGMENTS: u16 = 0x2000;
+/// Offset in units of eight bytes, of the fragment field.
+const FRAGMENT_OFFSET: u16 = 0x1fff;
+
+/// Reads the header; options are skipped.
+///
+/// # Errors
+/// When it is not an IPv4 header, or says more than the frame holds.
+#[inline(always)]
+pub(super) fn parse<P: Packet + ?Sized>(packet: &P) -> Result<Network, ParseError> {
+    let truncated = ParseError::IpTruncated;
+    // The addresses come last: when they are there, so is the rest.
+    let [s0, s1, s2, s3, d0, d1, d2, d3] = packet.load(ADDRESSES).ok_or(truncated)?;
+    let [version_and_length] = packet.load(VERSION_AND_LENGTH).ok_or(truncated)?;
+    if version_and_length >> 4 != 4 {
+        return Err(ParseError::Version);
+    }
+    let header_bytes = ((version_and_length & 0xf) as usize) << 2;
+    let total = u16::from_be_bytes(packet.load(TOTAL_LENGTH).ok_or(truncated)?);
+    let end = packet_end(packet, total as usize, total == 0)?;
+    if header_bytes < BASE_BYTES || HEADER_BYTES + header_bytes > end {
+        return Err(ParseError::HeaderLength);
+    }
+    let fragment = u16::from_be_bytes(packet.load(FRAGMENT).ok_or(truncated)?);
+    let fragmentation = if fragment & FRAGMENT_OFFSET != 0 {
+        Fragmentation::Later
+    } else if fragment & MORE_FRAGMENTS != 0 {
+        Fragmentation::First
+    } else {
+        Fragmentation::Whole
+    };
+    let [hop_limit, protocol] = packet.load(TTL_AND_PROTOCOL).ok_or(truncated)?;
+    Ok(Network {
+        headers: Headers {
+            source: Address::from_v4([s0, s1, s2, s3]),
+            destination: Address::from_v4([d0, d1, d2, d3]),
+            source_port: 0,
+            destination_port: 0,
+            echo: None,
+            protocol,
+            detail: 0,
+            code: 0,
+            hop_limit,
+            fragmentation,
+            has_fragment_header: false,
+            has_hop_by_hop: false,
+        },
+        transport: HEADER_BYTES + header_bytes,
+        end,
+    })
+}

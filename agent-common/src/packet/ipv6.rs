@@ -1,0 +1,131 @@
+//! IPv6 (RFC 8200 §3) and its extension headers (§4, RFC 4302 §2.2).
+
+use super::{
+    Fragmentation, Headers, MAX_HEADER_BYTES, Network, Packet, ParseError, ethernet::HEADER_BYTES,
+    packet_end,
+};
+use crate::address::Address;
+
+/// Bytes of the fixed header.
+const BASE_BYTES: usize = 40;
+const VERSION: usize = HEADER_BYTES;
+const PAYLOAD_LENGTH: usize = HEADER_BYTES + 4;
+const NEXT_AND_HOP_LIMIT: usize = HEADER_BYTES + 6;
+const SOURCE: usize = HEADER_BYTES + 8;
+const DESTINATION: usize = HEADER_BYTES + 24;
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// Extension headers followed. RFC 8200 §4.1 knows six places.
+pub const MAX_EXTENSIONS: usize = 8;
+
+/// "More fragments", of the fragment header's offset field.
+const MORE_FRAGMENTS: u16 = 1;
+/// Offset in units of eight bytes, in place.
+const FRAGMENT_OFFSET: u16 = 0xfff8;
+
+/// Reads the fixed header and walks the extension headers.
+///
+/// # Errors
+/// When it is not an IPv6 header, says more than the frame holds, or the chain has no end that
+/// we can reach.
+#[inline(always)]
+pub(super) fn parse<P: Packet + ?Sized>(packet: &P) -> Result<Network, ParseError> {
+    let truncated = ParseError::IpTruncated;
+    let destination = Address::from_v6(packet.load(DESTINATION).ok_or(truncated)?);
+    let source = Address::from_v6(packet.load(SOURCE).ok_or(truncated)?);
+    let [version] = packet.load(VERSION).ok_or(truncated)?;
+    if version >> 4 != 6 {
+        return Err(ParseError::Version);
+    }
+    let payload = u16::from_be_bytes(packet.load(PAYLOAD_LENGTH).ok_or(truncated)?);
+    let end = packet_end(packet, BASE_BYTES + payload as usize, payload == 0)?;
+    if source.is_v4() || destination.is_v4() {
+        return Err(ParseError::MappedAddress);
+    }
+    let [protocol, hop_limit] = packet.load(NEXT_AND_HOP_LIMIT).ok_or(truncated)?;
+    let mut network = Network {
+        headers: Headers {
+            source,
+            destination,
+            source_port: 0,
+            destination_port: 0,
+            echo: None,
+            protocol,
+            detail: 0,
+            code: 0,
+            hop_limit,
+            fragmentation: Fragmentation::Whole,
+            has_fragment_header: false,
+            has_hop_by_hop: false,
+        },
+        transport: HEADER_BYTES + BASE_BYTES,
+        end,
+    };
+    walk(packet, &mut network)?;
+    Ok(network)
+}
+
+/// Follows the extension headers up to the transport header or a later fragment's data.
+#[inline(always)]
+fn walk<P: Packet + ?Sized>(packet: &P, network: &mut Network) -> Result<(), ParseError> {
+    let mut followed = 0;
+    while followed < MAX_EXTENSIONS {
+        let headers = &mut network.headers;
+        let kind = headers.protocol;
+        if !matches!(
+            kind,
+            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS
+        ) {
+            return Ok(());
+        }
+        // RFC 8200 §4.3: hop-by-hop options come first or not at all.
+        if kind == HOP_BY_HOP && followed > 0 {
+            return Err(ParseError::ExtensionChain);
+        }
+        let offset = network.transport;
+        if offset > MAX_HEADER_BYTES {
+            return Err(ParseError::ExtensionChain);
+        }
+        if offset + 8 > network.end {
+            return Err(ParseError::TransportTruncated);
+        }
+        let Some([next, length, b2, b3]) = packet.load::<4>(offset) else {
+            return Err(ParseError::TransportTruncated);
+        };
+        headers.protocol = next;
+        network.transport = offset
+            + match kind {
+                FRAGMENT => 8,
+                // RFC 4302 §2.2: in four-byte units, minus two.
+                AUTHENTICATION => (length as usize + 2) << 2,
+                _ => (length as usize + 1) << 3,
+            };
+        if network.transport > network.end {
+            return Err(ParseError::TransportTruncated);
+        }
+        match kind {
+            HOP_BY_HOP => headers.has_hop_by_hop = true,
+            // Its third byte is the type, its fourth the segments left.
+            ROUTING if b3 != 0 => return Err(ParseError::Routing),
+            FRAGMENT => {
+                headers.has_fragment_header = true;
+                let field = u16::from_be_bytes([b2, b3]);
+                if field & FRAGMENT_OFFSET != 0 {
+                    headers.fragmentation = Fragmentation::Later;
+                    return Ok(());
+                }
+                if field & MORE_FRAGMENTS != 0 {
+                    headers.fragmentation = Fragmentation::First;
+                }
+            }
+            _ => {}
+        }
+        followed += 1;
+    }
+    Err(ParseError::ExtensionChain)
+}
