@@ -110,9 +110,10 @@ fn way<T: FlowTables>(
         Err(_) => false,
     };
     let Some(config) = config.filter(|config| config.flags & config_flags::PROGRAMMED != 0) else {
-        return seen.decided(match is_link_upkeep {
-            true => Reason::Link,
-            false => posture_without_policy(tables, config),
+        return seen.decided(if is_link_upkeep {
+            Reason::Link
+        } else {
+            posture_without_policy(tables, config)
         });
     };
     if parsed.is_err() {
@@ -149,12 +150,11 @@ fn way<T: FlowTables>(
 /// What becomes of IP packets of an endpoint whose policy is not in place.
 #[inline(always)]
 fn posture_without_policy<T: FlowTables>(tables: &T, config: Option<&Config>) -> Reason {
-    let is_open = match config {
-        Some(config) => config.flags & config_flags::FAIL_OPEN != 0,
-        None => {
-            tables.count(Counter::UnknownEndpoint);
-            tables.settings().flags & settings_flags::UNKNOWN_OPEN != 0
-        }
+    let is_open = if let Some(config) = config {
+        config.flags & config_flags::FAIL_OPEN != 0
+    } else {
+        tables.count(Counter::UnknownEndpoint);
+        tables.settings().flags & settings_flags::UNKNOWN_OPEN != 0
     };
     if is_open {
         Reason::FailOpen

@@ -1,6 +1,6 @@
 //! Which flow a packet belongs to, and what is known of it.
 
-use super::{Hook, Seen, tables::FlowEntry, tables::FlowTables};
+use super::{Hook, Seen, tables::FlowEntry as _, tables::FlowTables};
 use crate::conntrack::{self, Signal, State, Timeout};
 use crate::maps::{Connection, FlowKey, PendingKey};
 use crate::packet::{Headers, icmp::Echo};

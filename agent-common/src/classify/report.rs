@@ -1,6 +1,6 @@
 //! The books: a refusal's counts and its row in DENIED, events and what is lost of them.
 
-use super::{Decision, Hook, Seen, audit::Difference, tables::DeniedRow, tables::FlowTables};
+use super::{Decision, Hook, Seen, audit::Difference, tables::DeniedRow as _, tables::FlowTables};
 use crate::event::FlowEvent;
 use crate::maps::{Counter, Denied, DeniedKey, settings_flags};
 use crate::packet::{icmp, transport};
@@ -34,13 +34,14 @@ pub(super) fn refused<T: FlowTables>(tables: &T, seen: &Seen<'_>, decision: &Dec
         Some(known) => Some(known),
         None if tables.insert_denied(&key, &row) => None,
         // Another CPU was first, or the map is full.
-        None => match tables.denied(&key) {
-            Some(known) => Some(known),
-            None => {
+        None => {
+            if let Some(known) = tables.denied(&key) {
+                Some(known)
+            } else {
                 tables.count(Counter::DeniedOverflow);
                 return;
             }
-        },
+        }
     };
     let packets = match known {
         Some(known) => {

@@ -4,7 +4,7 @@
 
 use super::{
     Decision, Hook, Seen, audit, budget, flow, flow::Known, ownership, ownership::Identity, report,
-    tables::FlowEntry, tables::FlowTables,
+    tables::FlowEntry as _, tables::FlowTables,
 };
 use crate::address::Address;
 use crate::conntrack::Signal;
@@ -51,9 +51,10 @@ impl Question {
         let class = peer_of(tables, &self.peer.address).class;
         let in_force: Judgement = judge(tables, set, class, protocol, self.port);
         Decision {
-            reason: match in_force.reason {
-                Reason::FailClosed => posture(config),
-                reason => reason,
+            reason: if in_force.reason == Reason::FailClosed {
+                posture(config)
+            } else {
+                in_force.reason
             },
             direction: self.direction,
             rule: in_force.rule,
