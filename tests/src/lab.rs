@@ -5,12 +5,15 @@
 //! A lab belongs to the thread that entered it. It has no name anywhere on the machine: when the
 //! thread ends, by return, panic or kill -9, the kernel takes all of it away.
 
+pub mod agent;
 pub mod manifests;
+pub mod measure;
 
 pub mod namespace;
 pub mod netlink;
+mod sides;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -18,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use manifests::Manifests;
 use namespace::{Namespace, leave_the_machine, sysctl};
 use netlink::{MAIN_TABLE, Mac, Netlink, Route, VethEnd};
 
@@ -39,6 +43,8 @@ const LOOPBACK: u32 = 1;
 const ETH0: u32 = 2;
 /// First index on the node's side; away from the pods' own, see [`VethEnd::index`].
 const FIRST_INDEX: u32 = 100;
+/// How long the kernel may take to notice the carrier of a new link.
+const CARRIER_WITHIN: Duration = Duration::from_secs(10);
 /// Where a lab keeps the manifests its tests write; private to the lab.
 const MANIFESTS: &str = "/run/lab/manifests";
 
@@ -88,6 +94,7 @@ impl Place {
 pub struct Lab {
     places: BTreeMap<String, Place>,
     node: Namespace,
+    node_addresses: BTreeSet<IpAddr>,
     netlink: Netlink,
     outside: Option<Outside>,
     next_index: u32,
@@ -117,6 +124,7 @@ impl Lab {
         Ok(Self {
             places: BTreeMap::new(),
             node: Namespace::current()?,
+            node_addresses: BTreeSet::new(),
             netlink,
             outside: None,
             next_index: FIRST_INDEX,
@@ -160,13 +168,16 @@ impl Lab {
     }
 
     /// Lays out what manifests state, and external endpoints.
-    pub fn lay_out(&mut self, pods: &[manifests::PodManifest], endpoints: &[IpAddr]) -> Result<()> {
-        for pod in pods {
+    pub fn lay_out(&mut self, manifests: &Manifests, endpoints: &[IpAddr]) -> Result<()> {
+        for pod in &manifests.pods {
             if pod.host_network {
                 self.add_host_pod(&pod.name, &pod.addresses)?;
             } else {
                 self.add_pod(&pod.name, &pod.addresses)?;
             }
+        }
+        for address in &manifests.node_addresses {
+            self.add_node_address(*address)?;
         }
         endpoints
             .iter()
@@ -260,15 +271,11 @@ impl Lab {
 
     /// Gives the node an address, if it does not have it yet.
     pub fn add_node_address(&mut self, address: IpAddr) -> Result<()> {
-        let known = self
-            .places
-            .values()
-            .any(|place| place.kind == Kind::Host && place.addresses.contains(&address));
-        if known {
-            return Ok(());
+        if self.node_addresses.insert(address) {
+            self.netlink
+                .add_address(LOOPBACK, address, host_bits(address))?;
         }
-        self.netlink
-            .add_address(LOOPBACK, address, host_bits(address))
+        Ok(())
     }
 
     /// Adds an address beyond the router.
@@ -391,6 +398,19 @@ fn join(
     netlink.add_veth(here, there, namespace.as_fd())?;
     netlink.set_up(here.index)?;
     inside.set_up(there.index)?;
+    for (netlink, end) in [(&mut *netlink, here), (inside, there)] {
+        wait_until(
+            "both ends of a veth to carry packets",
+            CARRIER_WITHIN,
+            || {
+                if netlink.is_running(end.index)? {
+                    Ok(())
+                } else {
+                    bail!("{} does not", end.name)
+                }
+            },
+        )?;
+    }
     netlink.add_address(here.index, GATEWAY_V4, 32)?;
     netlink.add_address(here.index, GATEWAY_V6, 64)
 }

@@ -1,6 +1,7 @@
 //! Probes: does a server answer? Real sockets, any number at once, retried until their patience
 //! ends, because a denied packet vanishes silently and looks like a lost one.
 
+pub mod packet;
 pub mod sctp;
 mod servers;
 

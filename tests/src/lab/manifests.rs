@@ -1,9 +1,12 @@
-//! What a lab needs to know of manifests: which pods there are, at which addresses, with which
-//! ports.
+//! What a lab needs to know of manifests: which pods there are, at which addresses.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::Path;
 
-use agent_policy::model::ContainerPort;
+use agent::source::directory;
+use agent_policy::model::{Change, Phase, Pod, PodUid};
+use anyhow::{Context as _, Result};
 
 /// A pod to lay out.
 #[derive(Clone, Debug)]
@@ -14,6 +17,72 @@ pub struct PodManifest {
     pub addresses: Vec<IpAddr>,
     /// Shares the node's network.
     pub host_network: bool,
-    /// Declared ports.
-    pub ports: Vec<ContainerPort>,
+}
+
+/// What a directory of manifests lays out.
+#[derive(Clone, Debug, Default)]
+pub struct Manifests {
+    /// Pods that own an address.
+    pub pods: Vec<PodManifest>,
+    /// Addresses of the nodes.
+    pub node_addresses: Vec<IpAddr>,
+    /// Pods that cannot be laid out, and why; problems of the manifests themselves.
+    pub remarks: Vec<String>,
+}
+
+/// Reads a directory as the agent does.
+pub fn read(directory: &Path) -> Result<Manifests> {
+    let loaded = directory::load(directory)
+        .with_context(|| format!("reading the manifests in {}", directory.display()))?;
+    let mut manifests = Manifests {
+        remarks: loaded.findings.iter().map(ToString::to_string).collect(),
+        ..Manifests::default()
+    };
+    let mut pods: BTreeMap<PodUid, Pod> = BTreeMap::new();
+    for change in loaded.changes {
+        match change {
+            Change::Pod(pod) => drop(pods.insert(pod.uid.clone(), *pod)),
+            Change::Node(node) => manifests.node_addresses.extend(node.addresses),
+            Change::PodGone(_)
+            | Change::Namespace(_)
+            | Change::NamespaceGone(_)
+            | Change::NodeGone(_)
+            | Change::Policy(_)
+            | Change::PolicyGone(_) => {}
+        }
+    }
+    let mut pods: Vec<Pod> = pods.into_values().collect();
+    // Newest first: who owns an address is the newest object that is not completed.
+    pods.sort_by(|a, b| (b.created, &b.uid).cmp(&(a.created, &a.uid)));
+    let mut owners: BTreeMap<IpAddr, String> = BTreeMap::new();
+    for pod in pods {
+        let name = pod.name.to_string();
+        let mut addresses = Vec::new();
+        for address in pod.addresses {
+            match owners.get(&address) {
+                _ if pod.phase == Phase::Completed => {}
+                Some(_) if pod.host_network => addresses.push(address),
+                Some(owner) => manifests.remarks.push(format!(
+                    "pod {name}: address {address} belongs to {owner}, which is newer"
+                )),
+                None => {
+                    owners.insert(address, name.clone());
+                    addresses.push(address);
+                }
+            }
+        }
+        if addresses.is_empty() {
+            manifests.remarks.push(format!(
+                "pod {name}: owns no address, so it is not laid out"
+            ));
+            continue;
+        }
+        manifests.pods.push(PodManifest {
+            name,
+            addresses,
+            host_network: pod.host_network,
+        });
+    }
+    manifests.pods.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(manifests)
 }

@@ -149,6 +149,26 @@ impl Netlink {
             .with_context(|| format!("setting link {index} up"))
     }
 
+    /// True once the link carries packets. A link is up before that: the kernel attaches its queue
+    /// when it has noticed the carrier, and drops what is sent earlier.
+    pub fn is_running(&mut self, index: u32) -> Result<bool> {
+        let mut message = Message::new(libc::RTM_GETLINK, 0);
+        message.link(index, false);
+        let answer = self
+            .answer_to(message)
+            .with_context(|| format!("asking for link {index}"))?;
+        // struct ifinfomsg: the flags follow family, type and index.
+        let flags = answer
+            .get(HEADER + 8..HEADER + 12)
+            .and_then(|flags| flags.try_into().ok());
+        let flags = flags
+            .map(u32::from_ne_bytes)
+            .context("the kernel's answer is too short")?;
+        // The acknowledgement follows in a message of its own.
+        self.receive()?;
+        Ok(flags & libc::IFF_RUNNING.cast_unsigned() != 0)
+    }
+
     /// Adds an address, usable at once (no duplicate address detection).
     pub fn add_address(&mut self, link: u32, address: IpAddr, bits: u8) -> Result<()> {
         use attribute as a;
@@ -235,22 +255,35 @@ impl Netlink {
 
     /// Sends one request and waits for the kernel's acknowledgement.
     fn ask(&mut self, message: Message) -> Result<()> {
+        self.answer_to(message).map(drop)
+    }
+
+    fn answer_to(&mut self, message: Message) -> Result<Vec<u8>> {
         self.sequence += 1;
         let request = message.finish(self.sequence);
         send(self.socket.as_raw_fd(), &request, MsgFlags::empty()).context("asking the kernel")?;
-        let mut answer = [0; 4096];
+        self.receive()
+    }
+
+    /// One message of the kernel's answer; an error when it is one.
+    fn receive(&mut self) -> Result<Vec<u8>> {
+        let mut answer = vec![0; 8192];
         let length = recv(self.socket.as_raw_fd(), &mut answer, MsgFlags::empty())
             .context("reading the kernel's answer")?;
+        answer.truncate(length);
+        let kind = answer.get(4..6).and_then(|kind| kind.try_into().ok());
+        if kind.map(u16::from_ne_bytes).map(i32::from) != Some(libc::NLMSG_ERROR) {
+            return Ok(answer);
+        }
         let code = answer
-            .get(..length)
-            .and_then(|answer| answer.get(HEADER..HEADER + 4))
-            .and_then(|code| code.try_into().ok())
+            .get(HEADER..HEADER + 4)
+            .and_then(|code| code.try_into().ok());
+        match code
             .map(i32::from_ne_bytes)
-            .context("the kernel's answer is too short")?;
-        if code == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::from_raw_os_error(-code).into())
+            .context("the kernel's answer is too short")?
+        {
+            0 => Ok(answer),
+            code => Err(io::Error::from_raw_os_error(-code).into()),
         }
     }
 }
