@@ -5,6 +5,7 @@
 //! stream is the first complete list of every kind; before it nothing is written anywhere.
 
 pub mod directory;
+mod documents;
 
 use std::fmt;
 use std::path::PathBuf;
