@@ -4,8 +4,11 @@
 //! A batch is applied whole: what changed together on disk is one plan. The first batch of a
 //! stream is the first complete list of every kind; before it nothing is written anywhere.
 
+mod content;
 pub mod directory;
 mod documents;
+mod object;
+mod store;
 
 use std::fmt;
 use std::path::PathBuf;
