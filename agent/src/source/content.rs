@@ -63,7 +63,10 @@ fn reported(place: &Place, finding: Finding) -> Reported {
 /// itself, and of each that cannot but looks like a NetworkPolicy, that it isolates.
 pub(crate) fn salvage(path: &Path, bytes: &[u8], fault: &Malformed) -> Content {
     let text = String::from_utf8_lossy(bytes);
-    let mut content = Content::default();
+    let mut content = Content {
+        is_salvaged: true,
+        ..Content::default()
+    };
     let mut lines_before = 0;
     for (number, chunk) in (1..).zip(chunks(&text)) {
         let mut part = Content::default();
@@ -77,7 +80,9 @@ pub(crate) fn salvage(path: &Path, bytes: &[u8], fault: &Malformed) -> Content {
                 content.objects.extend(part.objects);
                 content.findings.extend(part.findings);
             }
-            Err(_) => content.objects.extend(policy(path, chunk, number, lines_before, fault)),
+            Err(_) => content
+                .objects
+                .extend(policy(path, chunk, number, lines_before, fault)),
         }
         lines_before += chunk.lines().count() as u64;
     }
@@ -136,10 +141,54 @@ fn policy(
 
 /// The value on the first line that reads `field: value`, in YAML or JSON.
 fn first_value<'a>(text: &'a str, field: &str) -> Option<&'a str> {
-    let bare = |text: &'a str| text.trim_matches(|c: char| c.is_whitespace() || "\"',{}".contains(c));
+    let bare =
+        |text: &'a str| text.trim_matches(|c: char| c.is_whitespace() || "\"',{}".contains(c));
     text.lines()
         .filter_map(|line| line.split_once(':'))
         .find(|(name, _)| bare(name) == field)
         .map(|(_, value)| bare(value))
         .filter(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: shop\n";
+
+    fn salvaged(file: &str, text: &str) -> Vec<String> {
+        let path = Path::new(file);
+        let fault = read(path, text.as_bytes()).expect_err("the file is malformed");
+        let content = salvage(path, text.as_bytes(), &fault);
+        let words = |(place, object): (Place, Object)| format!("{place} {}", object.key);
+        content.objects.into_iter().map(words).collect()
+    }
+
+    #[test]
+    fn what_can_be_read_of_a_malformed_file_is_taken_and_broken_policies_isolate() {
+        let text = format!(
+            "{GOOD}---\n\nkind: NetworkPolicy\nmetadata:\n  name: allow\n  namespace: shop\nspec:\n\
+             \tpodSelector: {{}}\n---\nkind: [\n---\n{GOOD}"
+        );
+        assert_eq!(
+            salvaged("a.yaml", &text),
+            [
+                "a.yaml:1 namespace shop",
+                "a.yaml:5 networkpolicy shop/allow",
+                "a.yaml:16 namespace shop"
+            ]
+        );
+        let json = "{\n\"kind\": \"NetworkPolicy\",\n\"metadata\": {\n\"namespace\": \"shop\",\n";
+        assert_eq!(
+            salvaged("a.json", json),
+            ["a.json:1 networkpolicy shop/(unnamed)"]
+        );
+    }
+
+    #[test]
+    fn a_document_without_kind_makes_the_whole_file_malformed() {
+        let text = format!("{GOOD}---\nkid: NetworkPolicy\n");
+        let fault = read(Path::new("a.yaml"), text.as_bytes()).expect_err("malformed");
+        assert_eq!(fault.line, Some(6), "{fault:?}");
+    }
 }

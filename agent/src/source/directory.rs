@@ -104,7 +104,9 @@ impl Watch {
                 .into_iter()
                 .flatten()
                 .min()
-                .map_or(LOOK_AGAIN, |at| at.saturating_duration_since(now).min(LOOK_AGAIN));
+                .map_or(LOOK_AGAIN, |at| {
+                    at.saturating_duration_since(now).min(LOOK_AGAIN)
+                });
             self.events.wait(next, COALESCE, COALESCE_AT_MOST);
             noticed = self.events.pending().since().unwrap_or_else(Instant::now);
             if batches.is_closed() {
@@ -116,7 +118,9 @@ impl Watch {
     /// Looks at what may have changed; a batch when something did, and always the first time.
     fn look(&mut self, noticed: Instant) -> Option<Batch> {
         let now = Instant::now();
-        let looked = self.scanner.look(&mut self.store, self.events.pending(), now);
+        let looked = self
+            .scanner
+            .look(&mut self.store, self.events.pending(), now);
         self.events.looked(now);
         let mut findings = match looked {
             Ok(findings) => findings,
@@ -128,7 +132,11 @@ impl Watch {
                     tracing::warn!(path = %self.path.display(), %error, "manifests cannot be read; looking again every second");
                     return None;
                 }
-                vec![unreadable(&self.path, &error, "what it held before stays in force")]
+                vec![unreadable(
+                    &self.path,
+                    &error,
+                    "what it held before stays in force",
+                )]
             }
         };
         if !self.events.is_attached() {
@@ -170,3 +178,6 @@ fn unreadable(path: &Path, error: &io::Error, consequence: &str) -> Reported {
 fn shared(path: &Path) -> Arc<Path> {
     Arc::from(path)
 }
+
+#[cfg(test)]
+mod tests;

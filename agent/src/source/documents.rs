@@ -127,13 +127,15 @@ fn parse_json(text: &str) -> Result<Vec<Document>, Malformed> {
 
 fn line_at(bytes: &[u8], offset: usize) -> u64 {
     let before = bytes.get(..offset).unwrap_or(bytes);
-    before.iter().filter(|byte| **byte == b'\n').count() as u64 + 1
+    before.split(|byte| *byte == b'\n').count() as u64
 }
 
 /// What a parser says, without the trail it appends and without what it quotes at length.
 fn brief(text: &str) -> String {
     let line = text.lines().next().unwrap_or_default();
-    let line = line.split_once(" (defined at").map_or(line, |(head, _)| head);
+    let line = line
+        .split_once(" (defined at")
+        .map_or(line, |(head, _)| head);
     line.chars().take(200).collect()
 }
 
@@ -205,7 +207,7 @@ mod tests {
         for level in 1..12 {
             let below = format!("*a{}", level - 1);
             let items = vec![below; 9].join(", ");
-            bomb.push_str(&format!("a{level}: &a{level} [{items}]\n"));
+            bomb = format!("{bomb}a{level}: &a{level} [{items}]\n");
         }
         yaml(&bomb).unwrap_err();
     }
@@ -215,7 +217,14 @@ mod tests {
         for name in ["a.yaml", "b.YML", "c.json", "dir.d/x.yaml"] {
             assert!(is_manifest(Path::new(name)), "{name}");
         }
-        for name in [".a.yaml", "a.yaml~", "a.yaml.swp", "README.md", "..data", "yaml"] {
+        for name in [
+            ".a.yaml",
+            "a.yaml~",
+            "a.yaml.swp",
+            "README.md",
+            "..data",
+            "yaml",
+        ] {
             assert!(!is_manifest(Path::new(name)), "{name}");
         }
     }

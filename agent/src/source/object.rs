@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::core::TypeMeta;
-use serde::Deserialize;
+use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -104,24 +104,26 @@ pub(crate) fn read(document: Value) -> Vec<Reading> {
         Ok(meta) if !meta.kind.is_empty() && !meta.api_version.is_empty() => meta,
         Ok(_) | Err(_) => return vec![not_an_object(&document)],
     };
-    match list_of(&kind, &document) {
-        Some(item_meta) => items(document)
-            .into_iter()
-            .flat_map(|item| read_item(item, item_meta.as_ref()))
-            .collect(),
-        None => vec![read_one(&kind, document)],
+    if !is_list(&kind, &document) {
+        return vec![read_one(&kind, document)];
     }
+    // Items of typed lists (`PodList`) may leave their kind out; those of `List` may not.
+    let items_meta = TypeMeta {
+        kind: kind.kind.trim_end_matches("List").to_owned(),
+        ..kind
+    };
+    items(document)
+        .into_iter()
+        .map(|item| match TypeMeta::deserialize(&item) {
+            Ok(meta) => read_one(&meta, item),
+            Err(_) if items_meta.kind.is_empty() => not_an_object(&item),
+            Err(_) => read_one(&items_meta, item),
+        })
+        .collect()
 }
 
-/// The kind of a list's items, when `document` is a list: `None` inside for `List`, whose items
-/// say it themselves.
-fn list_of(meta: &TypeMeta, document: &Value) -> Option<Option<TypeMeta>> {
-    let of = meta.kind.strip_suffix("List")?;
-    document.get("items")?.as_array()?;
-    Some((!of.is_empty()).then(|| TypeMeta {
-        api_version: meta.api_version.clone(),
-        kind: of.to_owned(),
-    }))
+fn is_list(meta: &TypeMeta, document: &Value) -> bool {
+    meta.kind.ends_with("List") && document.get("items").is_some_and(Value::is_array)
 }
 
 fn items(document: Value) -> Vec<Value> {
@@ -136,29 +138,27 @@ fn items(document: Value) -> Vec<Value> {
     }
 }
 
-/// Items of typed lists (`PodList`) may leave their kind out. A list in a list is not followed.
-fn read_item(item: Value, meta: Option<&TypeMeta>) -> Option<Reading> {
-    let own = TypeMeta::deserialize(&item).ok();
-    match own.as_ref().or(meta) {
-        Some(meta) => Some(read_one(meta, item)),
-        None => Some(not_an_object(&item)),
-    }
-}
-
 fn read_one(meta: &TypeMeta, document: Value) -> Reading {
-    let known = Kind::ALL.into_iter().find(|kind| kind.version_and_kind().1 == meta.kind);
+    let known = Kind::ALL
+        .into_iter()
+        .find(|kind| kind.version_and_kind().1 == meta.kind);
     let Some(kind) = known else {
         return Reading::Ignored {
             kind: format!("{} {}", meta.api_version, meta.kind),
         };
     };
-    let Some(key) = key(kind, &document) else {
-        return Reading::NotAnObject(Finding {
-            severity: Severity::Error,
-            object: format!("a {}", meta.kind.to_lowercase()),
-            field: "metadata.name".to_owned(),
-            message: "missing: give the object a name".to_owned(),
-        });
+    let key = match key(kind, &document) {
+        Ok(key) => key,
+        Err(field) => {
+            return Reading::NotAnObject(Finding {
+                severity: Severity::Error,
+                object: format!("a {}", meta.kind.to_lowercase()),
+                field: field.to_owned(),
+                message: "missing or not a text: write one, in quotes if it looks like a number \
+                          or like yes and no"
+                    .to_owned(),
+            });
+        }
     };
     if kind.version_and_kind().0 != meta.api_version {
         return unreadable(
@@ -201,18 +201,29 @@ fn read_one(meta: &TypeMeta, document: Value) -> Reading {
 
 /// `metadata.namespace` and `metadata.name`; an object without a namespace is in `default`, where
 /// `kubectl apply` puts it.
-fn key(kind: Kind, document: &Value) -> Option<Key> {
-    let text = |field: &str| document.get("metadata")?.get(field)?.as_str();
-    let namespace = match text("namespace") {
-        Some(namespace) if kind.is_namespaced() && !namespace.is_empty() => namespace,
-        Some(_) | None if kind.is_namespaced() => "default",
-        Some(_) | None => "",
+fn key(kind: Kind, document: &Value) -> Result<Key, &'static str> {
+    let field = |field: &str| document.get("metadata")?.get(field);
+    let namespace = match field("namespace") {
+        Some(Value::String(namespace)) => namespace,
+        None | Some(Value::Null) => "",
+        // Never guessed: a policy would isolate another namespace's pods.
+        Some(Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
+            return Err("metadata.namespace");
+        }
     };
-    Some(Key {
-        kind,
-        namespace: namespace.to_owned(),
-        name: text("name").filter(|name| !name.is_empty())?.to_owned(),
-    })
+    let namespace = match (kind.is_namespaced(), namespace) {
+        (true, "") => "default",
+        (true, namespace) => namespace,
+        (false, _) => "",
+    };
+    match field("name").and_then(Value::as_str) {
+        Some(name) if !name.is_empty() => Ok(Key {
+            kind,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }),
+        Some(_) | None => Err("metadata.name"),
+    }
 }
 
 /// Reads a document as the Kubernetes type, then as what policy needs of it.
@@ -261,4 +272,116 @@ fn not_an_object(document: &Value) -> Reading {
         field: String::new(),
         message: message.to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// What a document was read as, in words.
+    fn words(document: Value) -> Vec<String> {
+        let one = |reading: Reading| match reading {
+            Reading::Object(object) => {
+                let change = object.change.map_or("kept", |_| "change");
+                format!("{} {change}", object.key)
+            }
+            Reading::Unreadable { finding, .. } => format!("unreadable {finding}"),
+            Reading::Ignored { kind } => format!("ignored {kind}"),
+            Reading::NotAnObject(finding) => format!("no object: {finding}"),
+        };
+        read(document).into_iter().map(one).collect()
+    }
+
+    #[test]
+    fn every_kind_that_policy_needs_is_read() {
+        let object = |version: &str, kind: &str| {
+            json!({"apiVersion": version, "kind": kind, "metadata": {"name": "n"},
+                   "spec": {"containers": []}, "addressType": "IPv4", "endpoints": []})
+        };
+        let read = [
+            ("v1", "Namespace", "namespace n change"),
+            ("v1", "Node", "node n change"),
+            ("v1", "Pod", "pod default/n change"),
+            (
+                "networking.k8s.io/v1",
+                "NetworkPolicy",
+                "networkpolicy default/n change",
+            ),
+            ("v1", "Service", "service default/n kept"),
+            (
+                "discovery.k8s.io/v1",
+                "EndpointSlice",
+                "endpointslice default/n kept",
+            ),
+            ("apps/v1", "Deployment", "ignored apps/v1 Deployment"),
+        ];
+        for (version, kind, expected) in read {
+            assert_eq!(words(object(version, kind)), [expected]);
+        }
+    }
+
+    #[test]
+    fn lists_are_opened_whether_their_items_say_their_kind_or_not() {
+        let items = json!([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}}]);
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+        assert_eq!(words(list), ["namespace a change"]);
+        let list = json!({"apiVersion": "v1", "kind": "NamespaceList",
+                          "items": [{"metadata": {"name": "a"}}, {"metadata": {"name": "b"}}]});
+        assert_eq!(words(list), ["namespace a change", "namespace b change"]);
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": [{"metadata": {}}]});
+        assert!(
+            words(list)
+                .iter()
+                .all(|words| words.starts_with("no object"))
+        );
+    }
+
+    #[test]
+    fn a_known_kind_of_another_version_is_reported_not_silently_left_out() {
+        let policy = json!({"apiVersion": "extensions/v1beta1", "kind": "NetworkPolicy",
+                            "metadata": {"name": "n"}});
+        assert_eq!(
+            words(policy),
+            [
+                "unreadable networkpolicy default/n: apiVersion \"extensions/v1beta1\": not looked \
+              at; write \"networking.k8s.io/v1\""
+            ]
+        );
+    }
+
+    #[test]
+    fn what_has_no_kind_or_no_name_is_no_object() {
+        for document in [
+            json!("text"),
+            json!([1]),
+            json!({"apiVersion": "v1"}),
+            json!({"kind": "Pod"}),
+            json!({"apiVersion": "v1", "kind": "Pod"}),
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": 5}}),
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "namespace": 5}}),
+        ] {
+            let words = words(document.clone());
+            assert!(
+                words.iter().all(|words| words.starts_with("no object")),
+                "{document}: {words:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_policy_with_a_value_of_the_wrong_type_still_isolates() {
+        let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+                            "metadata": {"name": "n", "namespace": "shop"},
+                            "spec": {"podSelector": {}, "ingress": "everyone"}});
+        let Some(Reading::Object(object)) = read(policy).pop() else {
+            panic!("no object");
+        };
+        let Some(Change::Policy(policy)) = object.change else {
+            panic!("no policy");
+        };
+        assert!(policy.isolates_ingress);
+        assert!(!object.findings.is_empty());
+    }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use agent_policy::model::{Change, Finding, PodUid, Severity};
 
 use super::documents::Malformed;
-use super::object::{Key, Kind, Object};
+use super::object::{Key, Object};
 use super::{Place, Reported};
 
 /// What one file holds.
@@ -18,6 +18,8 @@ pub(crate) struct Content {
     pub(crate) objects: Vec<(Place, Object)>,
     /// What is wrong beside the objects' own findings: content that could not be read.
     pub(crate) findings: Vec<Reported>,
+    /// Taken from a malformed file, for want of anything better.
+    pub(crate) is_salvaged: bool,
     /// Objects whose content cannot be read; what they were last time stays.
     pub(crate) unreadable: BTreeSet<Key>,
 }
@@ -66,13 +68,14 @@ impl Store {
     }
 
     /// A file cannot be read: its last good content stays, and the fault is told until mended.
-    pub(crate) fn put_malformed(&mut self, path: &Arc<Path>, fault: Malformed) {
-        let is_known = self.holds(path);
+    pub(crate) fn put_malformed(&mut self, path: &Arc<Path>, fault: &Malformed) {
         let content = self.files.entry(Arc::clone(path)).or_default();
-        let consequence = if is_known {
-            "what it held before stays in force until it is mended"
-        } else {
+        let consequence = if content.objects.is_empty() {
             "nothing in it is in force until it is mended"
+        } else if content.is_salvaged {
+            "until it is mended, what can be read of it is in force"
+        } else {
+            "until it is mended, what it held before stays in force"
         };
         content.findings = vec![Reported {
             place: Some(Place {
@@ -125,8 +128,10 @@ impl Store {
                 && (self.wanted(key).is_none() || uid_of(old) != wanted_uid)
                 && let Some(gone) = gone(old)
             {
-                if let Some(uid) = uid_of(old) {
-                    self.uids.remove(&uid.clone());
+                if let Some(uid) = uid_of(old)
+                    && self.uids.get(uid) == Some(key)
+                {
+                    self.uids.remove(uid);
                 }
                 self.told.remove(key);
                 self.shared_uids.remove(key);
@@ -255,5 +260,178 @@ fn gone(change: &Change) -> Option<Change> {
         | Change::NamespaceGone(_)
         | Change::NodeGone(_)
         | Change::PolicyGone(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::content;
+
+    /// Puts a file into the store and returns what changed, in words.
+    fn put(store: &mut Store, file: &str, text: &str) -> Vec<String> {
+        let path: Arc<Path> = Arc::from(Path::new(file));
+        match content::read(&path, text.as_bytes()) {
+            Ok(content) => store.put(&path, content),
+            Err(fault) => store.put_malformed(&path, &fault),
+        }
+        changes(store)
+    }
+
+    fn changes(store: &mut Store) -> Vec<String> {
+        let words = |change: Change| match change {
+            Change::Pod(pod) => format!("pod {} {} {:?}", pod.name, pod.uid.0, pod.labels),
+            Change::PodGone(uid) => format!("pod {} gone", uid.0),
+            Change::Namespace(namespace) => format!("namespace {}", namespace.name),
+            Change::NamespaceGone(name) => format!("namespace {name} gone"),
+            Change::Node(node) => format!("node {}", node.name),
+            Change::NodeGone(name) => format!("node {name} gone"),
+            Change::Policy(policy) => {
+                let rules = policy.ingress.len() + policy.egress.len();
+                format!("policy {} {rules} rules", policy.name)
+            }
+            Change::PolicyGone(name) => format!("policy {name} gone"),
+        };
+        store.take_changes().into_iter().map(words).collect()
+    }
+
+    fn said(store: &Store) -> Vec<String> {
+        store.findings().iter().map(ToString::to_string).collect()
+    }
+
+    fn namespaces(names: &[&str]) -> String {
+        let one = |name: &&str| {
+            format!("---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n")
+        };
+        names.iter().map(one).collect()
+    }
+
+    fn pod(name: &str, uid: &str, label: &str) -> String {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, uid: {uid}, \
+             labels: {{app: {label}}}}}\nspec: {{containers: [{{name: c}}]}}\n"
+        )
+    }
+
+    #[test]
+    fn only_what_differs_is_told() {
+        let mut store = Store::default();
+        assert_eq!(
+            put(&mut store, "a.yaml", &namespaces(&["one", "two"])),
+            ["namespace one", "namespace two"]
+        );
+        assert!(put(&mut store, "a.yaml", &namespaces(&["two", "one"])).is_empty());
+        assert_eq!(
+            put(&mut store, "a.yaml", &namespaces(&["two", "three"])),
+            ["namespace one gone", "namespace three"]
+        );
+        store.remove(Path::new("a.yaml"));
+        assert_eq!(
+            changes(&mut store),
+            ["namespace three gone", "namespace two gone"]
+        );
+    }
+
+    #[test]
+    fn an_object_in_two_files_is_taken_from_the_first_path_and_reported() {
+        let mut store = Store::default();
+        put(&mut store, "b.yaml", &pod("web", "u1", "b"));
+        assert!(said(&store).is_empty());
+        assert_eq!(
+            put(&mut store, "a.yaml", &pod("web", "u1", "a")),
+            [r#"pod shop/web u1 {"app": "a"}"#]
+        );
+        assert_eq!(
+            said(&store),
+            [
+                "b.yaml:2: pod shop/web: stands at a.yaml:2 too, and that one counts; remove one of them"
+            ]
+        );
+        store.remove(Path::new("a.yaml"));
+        assert_eq!(changes(&mut store), [r#"pod shop/web u1 {"app": "b"}"#]);
+        assert!(said(&store).is_empty());
+    }
+
+    #[test]
+    fn an_object_that_moves_to_another_file_is_not_told_as_gone() {
+        let mut store = Store::default();
+        put(&mut store, "a.yaml", &namespaces(&["one"]));
+        assert!(put(&mut store, "b.yaml", &namespaces(&["one"])).is_empty());
+        store.remove(Path::new("a.yaml"));
+        assert!(changes(&mut store).is_empty());
+    }
+
+    #[test]
+    fn a_pod_with_another_uid_is_another_pod() {
+        let mut store = Store::default();
+        put(&mut store, "a.yaml", &pod("web", "u1", "a"));
+        assert_eq!(
+            put(&mut store, "a.yaml", &pod("web", "u2", "a")),
+            ["pod u1 gone", r#"pod shop/web u2 {"app": "a"}"#]
+        );
+    }
+
+    #[test]
+    fn two_pods_with_one_uid_stay_two_pods_and_are_reported() {
+        let mut store = Store::default();
+        let both = pod("a", "u1", "x") + &pod("b", "u1", "x");
+        assert_eq!(
+            put(&mut store, "a.yaml", &both),
+            [
+                r#"pod shop/a u1 {"app": "x"}"#,
+                r#"pod shop/b shop/b {"app": "x"}"#
+            ]
+        );
+        assert_eq!(said(&store).len(), 1);
+        assert_eq!(
+            put(&mut store, "a.yaml", &pod("a", "u1", "x")),
+            ["pod shop/b gone"]
+        );
+        assert!(said(&store).is_empty());
+    }
+
+    #[test]
+    fn a_malformed_file_keeps_its_last_good_content_and_is_reported_until_mended() {
+        let mut store = Store::default();
+        put(&mut store, "a.yaml", &namespaces(&["one"]));
+        for broken in [
+            "a: [",
+            "just words",
+            "kind: Namespace",
+            "apiVersion: v1\nkind: Pod\n",
+        ] {
+            assert!(put(&mut store, "a.yaml", broken).is_empty(), "{broken}");
+            let said = said(&store);
+            assert_eq!(said.len(), 1, "{said:?}");
+            assert!(
+                said.iter().all(|said| said.starts_with("a.yaml:1: file: ")
+                    && said.ends_with("what it held before stays in force")),
+                "{said:?}"
+            );
+        }
+        assert_eq!(
+            put(&mut store, "a.yaml", &namespaces(&["two"])),
+            ["namespace one gone", "namespace two"]
+        );
+        assert!(said(&store).is_empty());
+    }
+
+    #[test]
+    fn an_object_that_cannot_be_read_keeps_its_last_good_content() {
+        let mut store = Store::default();
+        put(
+            &mut store,
+            "a.yaml",
+            &(pod("web", "u1", "a") + &namespaces(&["one"])),
+        );
+        // A number is no label: the API server would refuse it.
+        let broken = pod("web", "u1", "1") + &namespaces(&["one", "two"]);
+        assert_eq!(put(&mut store, "a.yaml", &broken), ["namespace two"]);
+        let said = said(&store);
+        assert!(
+            said.iter()
+                .any(|said| said.starts_with("a.yaml:2: pod shop/web: ")),
+            "{said:?}"
+        );
     }
 }

@@ -57,14 +57,12 @@ impl Pending {
         match event.kind {
             // Reading our own files makes these.
             EventKind::Access(AccessKind::Close(AccessMode::Read) | AccessKind::Open(_)) => return,
-            EventKind::Access(AccessKind::Close(_)) => {
-                for path in &event.paths {
-                    self.being_written.remove(path);
-                }
+            EventKind::Create(CreateKind::File) | EventKind::Modify(ModifyKind::Data(_)) => {
+                self.begin(&event.paths, now);
             }
-            EventKind::Create(CreateKind::File) => self.begin(&event.paths, now),
-            EventKind::Modify(ModifyKind::Data(_)) => self.begin(&event.paths, now),
-            EventKind::Modify(ModifyKind::Name(_)) | EventKind::Remove(_) => {
+            EventKind::Access(AccessKind::Close(_))
+            | EventKind::Modify(ModifyKind::Name(_))
+            | EventKind::Remove(_) => {
                 for path in &event.paths {
                     self.being_written.remove(path);
                 }
@@ -217,4 +215,3 @@ impl Events {
         }
     }
 }
-

@@ -185,9 +185,9 @@ fn read_into(
             return false;
         }
     };
-    let read = bytes.map_err(|fault| (fault, None)).and_then(|bytes| {
-        content::read(path, &bytes).map_err(|fault| (fault, Some(bytes)))
-    });
+    let read = bytes
+        .map_err(|fault| (fault, None))
+        .and_then(|bytes| content::read(path, &bytes).map_err(|fault| (fault, Some(bytes))));
     match read {
         Ok(content) => store.put(path, content),
         Err((fault, bytes)) => {
@@ -196,7 +196,7 @@ fn read_into(
             if let (true, Some(bytes)) = (is_first && !store.holds(path), bytes) {
                 store.put(path, content::salvage(path, &bytes, &fault));
             }
-            store.put_malformed(path, fault);
+            store.put_malformed(path, &fault);
         }
     }
     true
