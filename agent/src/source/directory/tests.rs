@@ -81,7 +81,12 @@ impl Watched {
             match change {
                 Change::Namespace(namespace) => self.known.push(namespace.name.to_string()),
                 Change::NamespaceGone(name) => self.known.retain(|known| **known != *name),
-                other => panic!("{other:?}"),
+                other @ (Change::Pod(_)
+                | Change::PodGone(_)
+                | Change::Node(_)
+                | Change::NodeGone(_)
+                | Change::Policy(_)
+                | Change::PolicyGone(_)) => panic!("{other:?}"),
             }
         }
         self.known.sort();
