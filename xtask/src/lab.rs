@@ -19,15 +19,17 @@ pub(crate) struct Passed {
 
 /// `cargo xtask demo`.
 pub(crate) fn demo(passed: &Passed) -> Result<()> {
+    build("demo", &[])?;
     start("demo", passed)
 }
 
-/// `cargo xtask lab`: nothing but the answer goes to stdout.
+/// `cargo xtask lab`: nothing but the answer goes to stdout, and little else is said.
 pub(crate) fn lab(passed: &Passed) -> Result<()> {
+    build("lab", &["--quiet"])?;
     start("lab", passed)
 }
 
-fn start(program: &str, passed: &Passed) -> Result<()> {
+fn build(program: &str, how: &[&str]) -> Result<()> {
     setup::ensure(What::Lab)?;
     Step::cargo([
         "build",
@@ -39,7 +41,11 @@ fn start(program: &str, passed: &Passed) -> Result<()> {
         "tests",
     ])
     .args(["--bin", "picket", "--bin", program])
-    .run()?;
+    .args(how)
+    .run()
+}
+
+fn start(program: &str, passed: &Passed) -> Result<()> {
     Step::new(places::target()?.join("release").join(program))
         .args(&passed.args)
         .dir(step::called_from()?)

@@ -15,6 +15,7 @@ use crate::step::Step;
 
 const BPF_LINKER: &str = "0.13.0";
 const LLVM: &str = "/usr/lib/llvm-22";
+const INSTALL: [&str; 4] = ["install", "-y", "-qq", "--no-install-recommends"];
 
 /// What to install for what.
 #[derive(Debug, clap::Args)]
@@ -67,9 +68,10 @@ enum Remedy {
 }
 
 impl Remedy {
-    fn step(&self) -> Result<Step> {
-        Ok(match self {
-            Self::Apt(package) => Step::new("apt-get").args(["install", package]),
+    /// What gets it; packages are installed all at once, elsewhere.
+    fn step(&self) -> Result<Option<Step>> {
+        Ok(Some(match self {
+            Self::Apt(_) => return Ok(None),
             Self::BpfLinker => Step::cargo(["install", "bpf-linker", "--locked", "--version"])
                 .args([BPF_LINKER, "--no-default-features", "--features", "llvm-22"])
                 .arg("--root")
@@ -77,7 +79,7 @@ impl Remedy {
                 .env("LLVM_PREFIX", LLVM),
             Self::Component(name) => Step::new("rustup").args(["component", "add", name]),
             Self::Mount => Step::new("mount").args(["-t", "bpf", "bpf", "/sys/fs/bpf"]),
-        })
+        }))
     }
 }
 
@@ -177,12 +179,17 @@ fn missing(what: What) -> Result<Vec<Missing>> {
 fn report(missing: &[Missing]) -> Result<()> {
     eprintln!("this machine lacks:");
     for item in missing {
-        eprintln!(
-            "  {}: {}\n      {}",
-            item.what,
-            item.why,
-            item.remedy.step()?
-        );
+        eprintln!("  {}: {}", item.what, item.why);
+    }
+    eprintln!("to get it:");
+    let packages = packages(missing);
+    if !packages.is_empty() {
+        eprintln!("  {}", Step::new("apt-get").args(INSTALL).args(packages));
+    }
+    for item in missing {
+        if let Some(step) = item.remedy.step()? {
+            eprintln!("  {step}");
+        }
     }
     Ok(())
 }
@@ -198,24 +205,29 @@ fn agreed() -> Result<bool> {
 }
 
 fn install(missing: &[Missing]) -> Result<()> {
-    let packages: Vec<&str> = missing
-        .iter()
-        .filter_map(|item| match item.remedy {
-            Remedy::Apt(name) => Some(name),
-            Remedy::BpfLinker | Remedy::Component(_) | Remedy::Mount => None,
-        })
-        .collect();
+    let packages = packages(missing);
     if !packages.is_empty() {
         install_packages(&packages)?;
     }
     for item in missing {
-        match &item.remedy {
-            Remedy::Apt(_) => {}
-            Remedy::Mount => item.remedy.step()?.with_root("mounting")?.run()?,
-            Remedy::BpfLinker | Remedy::Component(_) => item.remedy.step()?.run()?,
+        let Some(step) = item.remedy.step()? else {
+            continue;
+        };
+        match item.remedy {
+            Remedy::Mount => step.with_root("mounting")?.run()?,
+            Remedy::Apt(_) | Remedy::BpfLinker | Remedy::Component(_) => step.run()?,
         }
     }
+    eprintln!("nothing is missing any more");
     Ok(())
+}
+
+fn packages(missing: &[Missing]) -> Vec<&'static str> {
+    let packages = missing.iter().filter_map(|item| match item.remedy {
+        Remedy::Apt(name) => Some(name),
+        Remedy::BpfLinker | Remedy::Component(_) | Remedy::Mount => None,
+    });
+    packages.collect()
 }
 
 fn install_packages(packages: &[&str]) -> Result<()> {
@@ -227,13 +239,17 @@ fn install_packages(packages: &[&str]) -> Result<()> {
             packages.join(", ")
         );
     }
-    let apt = || Step::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive");
+    let apt = || {
+        Step::new("apt-get")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .silent()
+    };
     // A third party's source that does not answer must not stop us: the install will tell.
-    if let Err(error) = apt().args(["update", "-q"]).with_root("apt-get")?.run() {
+    if let Err(error) = apt().args(["update", "-qq"]).with_root("apt-get")?.run() {
         eprintln!("warning: {error:#}; going on with the package lists that are here");
     }
     apt()
-        .args(["install", "-y", "-q", "--no-install-recommends"])
+        .args(INSTALL)
         .args(packages)
         .with_root("apt-get")?
         .run()
@@ -259,9 +275,11 @@ fn has_nightly_source() -> bool {
     let Some(toolchains) = home.and_then(|home| fs::read_dir(home.join("toolchains")).ok()) else {
         return false;
     };
+    // build.rs asks for `nightly`, not for one of a certain day.
+    let nightly = format!("nightly-{}", env::consts::ARCH);
     toolchains
         .filter_map(Result::ok)
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with("nightly"))
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&nightly))
         .any(|entry| {
             entry
                 .path()

@@ -19,6 +19,7 @@ pub(crate) struct Step {
     args: Vec<OsString>,
     envs: Vec<(String, OsString)>,
     dir: PathBuf,
+    silent: bool,
 }
 
 /// A command ended badly.
@@ -44,6 +45,7 @@ impl Step {
             args: Vec::new(),
             envs: Vec::new(),
             dir: places::root().to_path_buf(),
+            silent: false,
         }
     }
 
@@ -72,6 +74,12 @@ impl Step {
         self
     }
 
+    /// Its stdout is of no interest; errors are still seen.
+    pub(crate) fn silent(mut self) -> Self {
+        self.silent = true;
+        self
+    }
+
     /// The same command as root: itself if we are root, else through sudo.
     pub(crate) fn with_root(mut self, why: &str) -> Result<Self> {
         if is_root()? {
@@ -97,8 +105,11 @@ impl Step {
     /// Runs it; its output is seen.
     pub(crate) fn run(self) -> Result<()> {
         self.announce();
-        let status = self
-            .command()
+        let mut command = self.command();
+        if self.silent {
+            command.stdout(Stdio::null());
+        }
+        let status = command
             .status()
             .with_context(|| format!("starting {}", self.program.display()))?;
         if status.success() {
