@@ -147,7 +147,7 @@ pub fn isolating<'a>(
 /// A packet seen from one of its ends, with what rules ask about it looked up once.
 #[derive(Clone, Copy, Debug)]
 pub struct Flow<'a> {
-    cluster: &'a Cluster,
+    pub(crate) cluster: &'a Cluster,
     /// The other end's address.
     pub address: IpAddr,
     /// The pod that owns the other end's address.

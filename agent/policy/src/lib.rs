@@ -16,5 +16,7 @@ pub mod manifest;
 pub mod matrix;
 pub mod model;
 pub mod plan;
+#[cfg(test)]
+mod random;
 pub mod selector;
 pub mod tables;

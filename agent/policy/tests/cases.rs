@@ -7,13 +7,17 @@
 #![expect(
     clippy::print_stdout,
     clippy::disallowed_methods,
-    reason = "this test reads recordings and says how many verdicts it judged"
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that reads recordings and says how many verdicts it judged"
 )]
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use agent_policy::cluster::Cluster;
 use agent_policy::evaluate::{Decision, Decisions, Packet, evaluate};
@@ -312,9 +316,9 @@ fn become_like(cluster: &mut Cluster, other: &Cluster, changes: Vec<Change>) {
     let namespaces = cluster
         .namespaces()
         .filter(|it| other.namespace(&it.name).is_none());
-    gone.extend(namespaces.map(|it| Change::NamespaceGone(it.name.clone())));
+    gone.extend(namespaces.map(|it| Change::NamespaceGone(Arc::clone(&it.name))));
     let nodes = cluster.nodes().filter(|it| other.node(&it.name).is_none());
-    gone.extend(nodes.map(|it| Change::NodeGone(it.name.clone())));
+    gone.extend(nodes.map(|it| Change::NodeGone(Arc::clone(&it.name))));
     for change in gone.into_iter().chain(changes) {
         let _touched = cluster.apply(change);
     }
