@@ -1,1 +1,256 @@
-//! explain: being written.
+//! Why a packet is allowed or denied, and what is nearest to admitting it.
+//!
+//! A NetworkPolicy never denies: it isolates, and fails to admit. So a denial names every policy
+//! that isolates the endpoint, and the rules that come nearest to admitting the packet, condition
+//! by condition. Values only: how they read on a terminal is the command's business. The verdicts
+//! are those of [`crate::evaluate`], and every condition is tried with its functions.
+
+mod addition;
+mod conditions;
+mod suspects;
+mod words;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::cluster::Cluster;
+use crate::evaluate::{Decision, Decisions, Flow, Packet, evaluate, isolating};
+use crate::model::{Direction, ObjectName, Pod, Reason, RuleRef, Verdict};
+use crate::selector::Selector;
+
+pub use addition::Addition;
+pub use conditions::{Condition, Kind, NearRule};
+pub use suspects::Suspect;
+
+/// How many of the nearest rules are given.
+const NEAREST: usize = 3;
+
+/// Both sides of a packet.
+#[derive(Clone, Debug)]
+pub struct Explanation {
+    /// The packet.
+    pub packet: Packet,
+    /// At the source.
+    pub egress: Side,
+    /// At the destination.
+    pub ingress: Side,
+}
+
+impl Explanation {
+    /// Allow when both sides allow.
+    pub fn verdict(&self) -> Verdict {
+        if self.egress.decision.is_allowed() && self.ingress.decision.is_allowed() {
+            Verdict::Allow
+        } else {
+            Verdict::Deny
+        }
+    }
+
+    /// Both sides, in the order a packet meets them.
+    pub fn sides(&self) -> [&Side; 2] {
+        [&self.egress, &self.ingress]
+    }
+}
+
+/// One side of a packet: leaving the source, or entering the destination.
+#[derive(Clone, Debug)]
+pub struct Side {
+    /// Which side.
+    pub direction: Direction,
+    /// Whose policies are asked.
+    pub endpoint: Party,
+    /// The other end.
+    pub peer: Party,
+    /// What they say.
+    pub decision: Decision,
+    /// Every policy that isolates the endpoint in this direction, by name.
+    pub isolated_by: Vec<Isolating>,
+    /// When denied: the rules that come nearest to admitting it, nearest first; at most three.
+    pub nearest: Vec<NearRule>,
+    /// When denied: what is often the cause.
+    pub suspects: Vec<Suspect>,
+    /// When denied: the smallest addition to the policies that admits it on this side.
+    pub addition: Option<Addition>,
+}
+
+/// Who is behind an address, as policy sees it; displayed as `namespace/pod`, `node:name` or
+/// `ip:address`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Party {
+    /// A pod.
+    Pod(Arc<Pod>),
+    /// A node, and the hostNetwork pods that share its address.
+    Node {
+        /// The address.
+        address: IpAddr,
+        /// The node's name; `None` when only its hostNetwork pods are known.
+        name: Option<Arc<str>>,
+        /// hostNetwork pods with this address, by name.
+        pods: Vec<ObjectName>,
+    },
+    /// Anyone else.
+    World(IpAddr),
+}
+
+impl Party {
+    /// Finds out who is behind an address.
+    pub fn of(cluster: &Cluster, address: IpAddr) -> Self {
+        let address = address.to_canonical();
+        if let Some(pod) = cluster.owner_of(address) {
+            return Self::Pod(Arc::clone(pod));
+        }
+        let node = cluster
+            .nodes()
+            .find(|node| node.addresses.contains(&address));
+        let name = node.map(|node| Arc::clone(&node.name));
+        let mut pods: Vec<ObjectName> = cluster
+            .pods()
+            .filter(|pod| pod.host_network && pod.addresses.contains(&address))
+            .map(|pod| pod.name.clone())
+            .collect();
+        pods.sort_unstable();
+        if name.is_none() && pods.is_empty() {
+            Self::World(address)
+        } else {
+            Self::Node {
+                address,
+                name,
+                pods,
+            }
+        }
+    }
+}
+
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pod(pod) => pod.name.fmt(f),
+            Self::Node {
+                name: Some(name), ..
+            } => write!(f, "node:{name}"),
+            Self::Node { address, .. } | Self::World(address) => write!(f, "ip:{address}"),
+        }
+    }
+}
+
+/// A policy that isolates an endpoint; displayed as `selects every pod, has no rules`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Isolating {
+    /// The policy.
+    pub policy: ObjectName,
+    /// The direction.
+    pub direction: Direction,
+    /// Which pods of its namespace it selects.
+    pub pods: Selector,
+    /// How many rules it has in the direction.
+    pub rules: usize,
+}
+
+impl Isolating {
+    /// Whom it selects: `every pod`, or the labels it wants.
+    pub fn selects(&self) -> String {
+        words::selected(&self.pods, "every pod")
+    }
+}
+
+impl fmt::Display for Isolating {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "selects {}, ", self.selects())?;
+        match self.rules {
+            0 => f.write_str("has no rules"),
+            1 => write!(f, "1 {} rule", self.direction),
+            rules => write!(f, "{rules} {} rules", self.direction),
+        }
+    }
+}
+
+/// Explains a packet.
+pub fn explain(cluster: &Cluster, packet: &Packet) -> Explanation {
+    let Decisions { egress, ingress } = evaluate(cluster, packet);
+    let ends = (
+        Party::of(cluster, packet.from),
+        Party::of(cluster, packet.to),
+    );
+    let is_egress_denied = !egress.is_allowed();
+    let is_ingress_allowed = ingress.is_allowed();
+    let (from, to) = ends.clone();
+    let mut egress = side(cluster, packet, Direction::Egress, from, to, egress);
+    let (from, to) = ends;
+    let ingress = side(cluster, packet, Direction::Ingress, to, from, ingress);
+    if is_egress_denied && is_ingress_allowed {
+        egress.suspects.insert(0, Suspect::OnlyEgressMissing);
+    }
+    Explanation {
+        packet: *packet,
+        egress,
+        ingress,
+    }
+}
+
+fn side(
+    cluster: &Cluster,
+    packet: &Packet,
+    direction: Direction,
+    endpoint: Party,
+    peer: Party,
+    decision: Decision,
+) -> Side {
+    let mut side = Side {
+        direction,
+        endpoint,
+        peer,
+        decision,
+        isolated_by: Vec::new(),
+        nearest: Vec::new(),
+        suspects: Vec::new(),
+        addition: None,
+    };
+    let Party::Pod(pod) = side.endpoint.clone() else {
+        return side;
+    };
+    let policies = isolating(cluster, &pod, direction);
+    side.isolated_by = policies
+        .iter()
+        .map(|policy| Isolating {
+            policy: policy.name.clone(),
+            direction,
+            pods: policy.pods.clone(),
+            rules: policy.rules(direction).len(),
+        })
+        .collect();
+    if side.decision.reason == Reason::IsolatedNoRule {
+        let peer = match direction {
+            Direction::Ingress => packet.from,
+            Direction::Egress => packet.to,
+        };
+        let flow = Flow::new(cluster, &pod, direction, peer, packet.protocol, packet.port);
+        let near = conditions::nearest(cluster, &flow, &pod, direction);
+        side.suspects = suspects::find(cluster, &flow, direction, &side.peer, &near);
+        side.addition = Some(addition::smallest(cluster, &flow, &pod, direction, &near));
+        side.nearest = near;
+        side.nearest.truncate(NEAREST);
+    }
+    side
+}
+
+/// The conditions of the rule that admits a packet, all met: what `why` prints for an allow.
+pub fn conditions_of(cluster: &Cluster, packet: &Packet, rule: &RuleRef) -> Option<NearRule> {
+    let (endpoint, peer) = match rule.direction {
+        Direction::Ingress => (packet.to, packet.from),
+        Direction::Egress => (packet.from, packet.to),
+    };
+    let pod = cluster.owner_of(endpoint.to_canonical())?;
+    let flow = Flow::new(
+        cluster,
+        pod,
+        rule.direction,
+        peer,
+        packet.protocol,
+        packet.port,
+    );
+    let policy = cluster.policy(&rule.policy)?;
+    let index = usize::try_from(rule.index).ok()?;
+    let found = policy.rules(rule.direction).get(index)?;
+    Some(conditions::of_rule(&flow, pod, policy, rule.clone(), found))
+}

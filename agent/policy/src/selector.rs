@@ -1,5 +1,7 @@
 //! Label selectors, exactly as apimachinery reads them.
 
+use std::fmt;
+
 use crate::model::Labels;
 
 /// A label selector: all requirements must hold; none means everything.
@@ -42,6 +44,38 @@ impl Requirement {
             Operator::Exists => value.is_some(),
             Operator::DoesNotExist => value.is_none(),
         }
+    }
+}
+
+impl fmt::Display for Requirement {
+    /// As kubectl writes it: `app=web`, `tier in (a, b)`, `env`, `!env`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = &self.key;
+        match &self.operator {
+            Operator::In(values) => match values.as_slice() {
+                [value] => write!(f, "{key}={value}"),
+                values => write!(f, "{key} in ({})", values.join(", ")),
+            },
+            Operator::NotIn(values) => match values.as_slice() {
+                [value] => write!(f, "{key}!={value}"),
+                values => write!(f, "{key} notin ({})", values.join(", ")),
+            },
+            Operator::Exists => f.write_str(key),
+            Operator::DoesNotExist => write!(f, "!{key}"),
+        }
+    }
+}
+
+impl fmt::Display for Selector {
+    /// Its requirements; the empty selector as an empty string.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, requirement) in self.requirements.iter().enumerate() {
+            if index > 0 {
+                f.write_str(", ")?;
+            }
+            requirement.fmt(f)?;
+        }
+        Ok(())
     }
 }
 
