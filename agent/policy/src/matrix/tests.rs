@@ -1,3 +1,5 @@
+//! The matrix on small worlds, and against `evaluate` on random ones.
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
