@@ -179,8 +179,11 @@ impl Frame {
             // Authentication headers count in fours, minus two; the others in eights, minus one.
             let (unit, less) = if *kind == 51 { (4, 2) } else { (8, 1) };
             header.resize(header.len().next_multiple_of(8).max(8), 0);
-            if *kind != 44 {
-                header[1] = (header.len() / unit - less).to_le_bytes()[0];
+            let stated = (header.len() / unit - less).to_le_bytes();
+            if let (Some(length), [stated, ..]) = (header.get_mut(1), stated)
+                && *kind != 44
+            {
+                *length = stated;
             }
             chain.extend(header);
         }

@@ -43,18 +43,18 @@ impl Tcp {
         }
     }
 
-    fn to_pod(&self, node: &Node, flags: u8) -> agent_common::classify::Outcome {
+    fn hears(&self, node: &Node, flags: u8) -> agent_common::classify::Outcome {
         to_pod(node, UPLINK, &Frame::tcp(self.friend, self.pod, flags))
     }
 
-    fn from_pod(&self, node: &Node, flags: u8) -> agent_common::classify::Outcome {
+    fn says(&self, node: &Node, flags: u8) -> agent_common::classify::Outcome {
         from_pod(node, &Frame::tcp(self.pod, self.friend, flags))
     }
 
     fn establish(&self, node: &Node) {
-        assert_eq!(self.to_pod(node, SYN), Pass(Reason::Rule));
-        assert_eq!(self.from_pod(node, SYN | ACK), Pass(Reason::Reply));
-        assert_eq!(self.to_pod(node, ACK), Pass(Reason::Reply));
+        assert_eq!(self.hears(node, SYN), Pass(Reason::Rule));
+        assert_eq!(self.says(node, SYN | ACK), Pass(Reason::Reply));
+        assert_eq!(self.hears(node, ACK), Pass(Reason::Reply));
     }
 }
 
@@ -62,14 +62,14 @@ impl Tcp {
 fn an_unanswered_flow_waits_in_pending_until_its_first_reply() {
     for family in [0, 1] {
         let (node, tcp) = (node(), Tcp::new(family));
-        assert_eq!(tcp.to_pod(&node, SYN), Pass(Reason::Rule));
-        assert_eq!(tcp.to_pod(&node, SYN), Pass(Reason::Reply), "sent again");
+        assert_eq!(tcp.hears(&node, SYN), Pass(Reason::Rule));
+        assert_eq!(tcp.hears(&node, SYN), Pass(Reason::Reply), "sent again");
         let (flow, is_pending) = only_flow(&node);
         assert_eq!((flow.state, is_pending), (State::Opening.number(), true));
-        assert_eq!(tcp.from_pod(&node, SYN | ACK), Pass(Reason::Reply));
+        assert_eq!(tcp.says(&node, SYN | ACK), Pass(Reason::Reply));
         let (flow, is_pending) = only_flow(&node);
         assert_eq!((flow.state, is_pending), (State::Answered.number(), false));
-        assert_eq!(tcp.to_pod(&node, ACK), Pass(Reason::Reply));
+        assert_eq!(tcp.hears(&node, ACK), Pass(Reason::Reply));
         assert_eq!(only_flow(&node).0.state, State::Established.number());
     }
 }
@@ -91,11 +91,8 @@ fn replies_pass_in_every_protocol_though_policy_would_not_have_them() {
             assert_eq!(from_pod(&node, &reply), Pass(Reason::Reply));
             assert_eq!(
                 to_pod(&node, UPLINK, &request),
-                match request.protocol {
-                    17 => Pass(Reason::Reply),
-                    // Repeats what opens a connection that is not confirmed yet.
-                    _ => Pass(Reason::Reply),
-                }
+                Pass(Reason::Reply),
+                "again"
             );
         }
         let unasked = Frame::udp((family.pod, 81), (family.friend, 40_000));
@@ -117,12 +114,12 @@ fn denied_packets_make_no_flow() {
 #[test]
 fn a_refused_connection_stays_out_of_conntrack() {
     let (node, tcp) = (node(), Tcp::new(0));
-    assert_eq!(tcp.to_pod(&node, SYN), Pass(Reason::Rule));
-    assert_eq!(tcp.from_pod(&node, RST | ACK), Pass(Reason::Reply));
+    assert_eq!(tcp.hears(&node, SYN), Pass(Reason::Rule));
+    assert_eq!(tcp.says(&node, RST | ACK), Pass(Reason::Reply));
     let (flow, is_pending) = only_flow(&node);
     assert_eq!((flow.state, is_pending), (State::Closing.number(), true));
     assert_eq!(
-        tcp.to_pod(&node, SYN),
+        tcp.hears(&node, SYN),
         Pass(Reason::Rule),
         "the next try is judged"
     );
@@ -132,9 +129,9 @@ fn a_refused_connection_stays_out_of_conntrack() {
 fn a_connection_closes_when_both_sides_have_finished_or_one_resets() {
     let (ours, tcp) = (node(), Tcp::new(0));
     tcp.establish(&ours);
-    assert_eq!(tcp.to_pod(&ours, FIN | ACK), Pass(Reason::Reply));
+    assert_eq!(tcp.hears(&ours, FIN | ACK), Pass(Reason::Reply));
     assert_eq!(
-        tcp.to_pod(&ours, FIN | ACK),
+        tcp.hears(&ours, FIN | ACK),
         Pass(Reason::Reply),
         "the same side again"
     );
@@ -143,11 +140,11 @@ fn a_connection_closes_when_both_sides_have_finished_or_one_resets() {
         State::Established.number(),
         "half closed"
     );
-    assert_eq!(tcp.from_pod(&ours, FIN | ACK), Pass(Reason::Reply));
+    assert_eq!(tcp.says(&ours, FIN | ACK), Pass(Reason::Reply));
     assert_eq!(only_flow(&ours).0.state, State::Closing.number());
     let ours = node();
     tcp.establish(&ours);
-    assert_eq!(tcp.from_pod(&ours, RST), Pass(Reason::Reply));
+    assert_eq!(tcp.says(&ours, RST), Pass(Reason::Reply));
     assert_eq!(only_flow(&ours).0.state, State::Closing.number());
 }
 
@@ -282,21 +279,21 @@ fn a_syn_on_a_known_tuple_is_judged_as_a_new_connection() {
     let (mut node, tcp) = (node(), Tcp::new(0));
     tcp.establish(&node);
     // From the other side policy does not allow it, and the old connection is none of its concern.
-    assert_eq!(tcp.from_pod(&node, SYN), Drop(Reason::IsolatedNoRule));
-    assert_eq!(tcp.to_pod(&node, ACK), Pass(Reason::Reply));
+    assert_eq!(tcp.says(&node, SYN), Drop(Reason::IsolatedNoRule));
+    assert_eq!(tcp.hears(&node, ACK), Pass(Reason::Reply));
     // The same ports again, from the same side: a connection of its own.
-    assert_eq!(tcp.to_pod(&node, SYN), Pass(Reason::Rule));
+    assert_eq!(tcp.hears(&node, SYN), Pass(Reason::Rule));
     assert_eq!(
-        tcp.to_pod(&node, ACK),
+        tcp.hears(&node, ACK),
         Pass(Reason::Reply),
         "a forged SYN ends nothing"
     );
-    assert_eq!(tcp.from_pod(&node, SYN | ACK), Pass(Reason::Reply));
+    assert_eq!(tcp.says(&node, SYN | ACK), Pass(Reason::Reply));
     let (flow, is_pending) = only_flow(&node);
     assert_eq!((flow.state, is_pending), (State::Answered.number(), false));
-    assert_eq!(tcp.to_pod(&node, ACK), Pass(Reason::Reply));
+    assert_eq!(tcp.hears(&node, ACK), Pass(Reason::Reply));
     change_policy(&mut node, [CLOSED_SET, CLOSED_SET]);
-    assert_eq!(tcp.to_pod(&node, SYN), Drop(Reason::IsolatedNoRule));
+    assert_eq!(tcp.hears(&node, SYN), Drop(Reason::IsolatedNoRule));
 }
 
 #[test]
@@ -368,23 +365,23 @@ fn a_flow_that_cannot_be_kept_takes_the_posture_and_is_counted() {
     let mut node = node();
     let tcp = Tcp::new(0);
     node.flow_capacity = 0;
-    assert_eq!(tcp.to_pod(&node, SYN), Drop(Reason::FailClosed));
+    assert_eq!(tcp.hears(&node, SYN), Drop(Reason::FailClosed));
     assert_eq!(node.counter(Counter::ConnectionRefused), 1);
     crate::world::change_pod(&mut node, |config, _| {
         config.flags |= agent_common::maps::config_flags::FAIL_OPEN;
     });
-    assert_eq!(tcp.to_pod(&node, SYN), Pass(Reason::FailOpen));
+    assert_eq!(tcp.hears(&node, SYN), Pass(Reason::FailOpen));
 }
 
 #[test]
 fn a_reply_passes_though_conntrack_has_no_room() {
     let mut node = node();
     let tcp = Tcp::new(0);
-    assert_eq!(tcp.to_pod(&node, SYN), Pass(Reason::Rule));
+    assert_eq!(tcp.hears(&node, SYN), Pass(Reason::Rule));
     node.flow_capacity = 0;
-    assert_eq!(tcp.from_pod(&node, SYN | ACK), Pass(Reason::Reply));
+    assert_eq!(tcp.says(&node, SYN | ACK), Pass(Reason::Reply));
     assert_eq!(node.counter(Counter::ConnectionRefused), 1);
-    assert_eq!(tcp.to_pod(&node, ACK), Pass(Reason::Reply));
+    assert_eq!(tcp.hears(&node, ACK), Pass(Reason::Reply));
 }
 
 #[test]

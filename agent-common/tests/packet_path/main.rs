@@ -11,10 +11,17 @@ mod machine;
 #[path = "../../../tests/src/packets.rs"]
 mod packets;
 
+#[cfg(test)]
 mod books;
+#[cfg(test)]
 mod changes;
+#[cfg(test)]
 mod flows;
+#[cfg(test)]
 mod parse;
+#[cfg(test)]
 mod places;
+#[cfg(test)]
 mod rules;
+#[cfg(test)]
 mod world;
