@@ -7,6 +7,4 @@
 )]
 
 pub mod lab;
-pub mod machine;
-pub mod packets;
 pub mod probe;
