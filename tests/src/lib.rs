@@ -7,4 +7,6 @@
 )]
 
 pub mod lab;
+pub mod machine;
+pub mod packets;
 pub mod probe;

@@ -9,11 +9,21 @@ pub(super) fn spend(budget: Budget, settings: &Settings, now: u32) -> Option<Bud
     let hz = u64::from(settings.hz.max(1));
     let earned = u64::from(elapsed) * u64::from(settings.budget_rate) / hz;
     let burst = u64::from(settings.budget_burst);
-    let full = (u64::from(budget.tokens) + earned).min(burst);
+    // A row of zeros was never used; without this, whoever starts as the clock goes round waits.
+    let full = if budget.stamp == 0 && budget.tokens == 0 {
+        burst
+    } else {
+        (u64::from(budget.tokens) + earned).min(burst)
+    };
     let tokens = u32::try_from(full).unwrap_or(u32::MAX).checked_sub(1)?;
     Some(Budget {
         // What is too little for a token is not forgotten.
-        stamp: if earned == 0 { budget.stamp } else { now },
+        stamp: if earned == 0 && budget.stamp != 0 {
+            budget.stamp
+        } else {
+            // Never 0, so that only an unused row is all zeros.
+            now.wrapping_sub(u32::from(now == 0))
+        },
         tokens,
     })
 }
@@ -52,12 +62,17 @@ mod tests {
     }
 
     #[test]
+    fn an_unused_bucket_is_full_also_as_the_clock_goes_round() {
+        assert!(spend(Budget::default(), &SETTINGS, 0).is_some());
+    }
+
+    #[test]
     fn tokens_come_back_at_the_rate() {
         let mut budget = Budget {
-            stamp: 0,
+            stamp: 1_000,
             tokens: 0,
         };
-        let granted = (1..=1_000)
+        let granted = (1_001..=2_000)
             .filter(|now| spend_at(&mut budget, *now))
             .count();
         assert_eq!(granted, 100, "1 000 ticks at 100 Hz and 10 a second");

@@ -74,7 +74,7 @@ pub(super) fn parse<P: Packet + ?Sized>(packet: &P) -> Result<Network, ParseErro
 #[inline(always)]
 fn walk<P: Packet + ?Sized>(packet: &P, network: &mut Network) -> Result<(), ParseError> {
     let mut followed = 0;
-    while followed < MAX_EXTENSIONS {
+    while followed <= MAX_EXTENSIONS {
         let headers = &mut network.headers;
         let kind = headers.protocol;
         if !matches!(
@@ -84,7 +84,7 @@ fn walk<P: Packet + ?Sized>(packet: &P, network: &mut Network) -> Result<(), Par
             return Ok(());
         }
         // RFC 8200 §4.3: hop-by-hop options come first or not at all.
-        if kind == HOP_BY_HOP && followed > 0 {
+        if followed == MAX_EXTENSIONS || (kind == HOP_BY_HOP && followed > 0) {
             return Err(ParseError::ExtensionChain);
         }
         let offset = network.transport;

@@ -1,0 +1,297 @@
+//! What is decided before any policy is asked: whose packet it is, and what the link lives by.
+
+use std::net::IpAddr;
+
+use agent_common::classify::Outcome::{Drop, NotMine, Pass};
+use agent_common::classify::{Arrival, Hook};
+use agent_common::maps::{Counter, Prefix, config_flags, settings_flags};
+use agent_common::{Address, Direction, Reason};
+
+use crate::packets::Frame;
+use crate::world::{
+    NEIGHBOUR, POD, UPLINK, change_pod, change_policy, families, from_pod, from_pod_bytes, node,
+    to_pod, to_pod_bytes,
+};
+
+fn v6(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// Neighbour discovery: ICMPv6 with a hop limit that no router has touched.
+fn discovery(from: &str, to: &str, kind: u8) -> Frame {
+    Frame::icmp(v6(from), v6(to), kind, 0, 0).with_hop_limit(255)
+}
+
+/// Multicast listener discovery: hop limit 1, behind a hop-by-hop header with a router alert.
+fn listener(from: &str, kind: u8) -> Frame {
+    Frame::icmp(v6(from), v6("ff02::16"), kind, 0, 0)
+        .with_hop_limit(1)
+        .with_extension(0, vec![5, 2, 0, 0, 1, 0])
+}
+
+#[test]
+fn arp_passes_both_ways() {
+    let node = node();
+    assert_eq!(from_pod_bytes(&node, &Frame::arp()), Pass(Reason::Link));
+    assert_eq!(to_pod_bytes(&node, 0, &Frame::arp()), Pass(Reason::Link));
+}
+
+#[test]
+fn frames_that_are_neither_ip_nor_arp_are_malformed() {
+    let node = node();
+    for ethertype in [[0x81, 0], [0, 38], [0x88, 0xcc]] {
+        let mut frame = Frame::arp();
+        frame[12..14].copy_from_slice(&ethertype);
+        assert_eq!(from_pod_bytes(&node, &frame), Drop(Reason::Malformed));
+    }
+}
+
+#[test]
+fn neighbour_discovery_passes_type_by_type() {
+    let node = node();
+    for kind in 130..=143 {
+        let is_known = matches!(kind, 133 | 135 | 136);
+        for (from, to) in [("::", "ff02::1:ff00:2"), ("fe80::2", "fd00:1::1")] {
+            let outcome = from_pod(&node, &discovery(from, to, kind));
+            let expected = if is_known {
+                Pass(Reason::Link)
+            } else {
+                Drop(Reason::SpoofedSource)
+            };
+            assert_eq!(outcome, expected, "type {kind} from {from}");
+        }
+    }
+    for (kind, ingress_ifindex) in [(135, UPLINK), (136, 0), (134, 0), (137, 0)] {
+        let frame = discovery("fe80::1", "fe80::2", kind);
+        assert_eq!(to_pod(&node, ingress_ifindex, &frame), Pass(Reason::Link));
+    }
+}
+
+#[test]
+fn router_advertisements_and_redirects_come_from_the_node_only() {
+    let node = node();
+    for kind in [134, 137] {
+        let from_another = discovery("fe80::3", "ff02::1", kind);
+        assert_eq!(
+            to_pod(&node, NEIGHBOUR.0, &from_another),
+            Drop(Reason::IsolatedNoRule)
+        );
+        let from_us = discovery("fe80::2", "ff02::1", kind);
+        assert_eq!(from_pod(&node, &from_us), Drop(Reason::SpoofedSource));
+    }
+}
+
+#[test]
+fn neighbour_discovery_that_was_routed_is_not_exempt() {
+    let node = node();
+    let frame = discovery("fd00:9::9", "fd00:1::2", 135).with_hop_limit(254);
+    assert_eq!(to_pod(&node, UPLINK, &frame), Drop(Reason::IsolatedNoRule));
+    let fragment = discovery("fd00:9::9", "fd00:1::2", 135).with_fragment(0, false);
+    assert_eq!(
+        to_pod(&node, UPLINK, &fragment),
+        Drop(Reason::IsolatedNoRule),
+        "RFC 6980"
+    );
+}
+
+#[test]
+fn listener_discovery_passes_behind_a_hop_by_hop_header() {
+    let node = node();
+    for kind in [130, 131, 132, 143] {
+        for from in ["::", "fe80::2"] {
+            assert_eq!(from_pod(&node, &listener(from, kind)), Pass(Reason::Link));
+        }
+        let mut bare = listener("fe80::2", kind);
+        bare.extensions.clear();
+        assert_eq!(from_pod(&node, &bare), Drop(Reason::SpoofedSource));
+    }
+}
+
+#[test]
+fn a_pod_sends_only_from_its_own_addresses() {
+    let node = node();
+    for family in families() {
+        for source in [family.neighbour, family.stranger, family.node] {
+            let frame = Frame::tcp((source, 1), (family.friend, 443), 2);
+            assert_eq!(
+                from_pod(&node, &frame),
+                Drop(Reason::SpoofedSource),
+                "{source}"
+            );
+        }
+    }
+    let [v4, v6_family] = families();
+    let unspecified = Frame::udp((IpAddr::from([0; 4]), 68), (v4.friend, 67));
+    assert_eq!(from_pod(&node, &unspecified), Drop(Reason::SpoofedSource));
+    for source in ["::", "fe80::2"] {
+        let frame = Frame::udp((v6(source), 1), (v6_family.friend, 443));
+        assert_eq!(
+            from_pod(&node, &frame),
+            Drop(Reason::SpoofedSource),
+            "{source}"
+        );
+    }
+}
+
+#[test]
+fn an_unused_address_place_owns_nothing() {
+    let mut node = node();
+    change_pod(&mut node, |config, _| {
+        config.addresses[1] = Address::UNSPECIFIED
+    });
+    let frame = Frame::udp((v6("::"), 1), (families()[1].friend, 443));
+    assert_eq!(from_pod(&node, &frame), Drop(Reason::SpoofedSource));
+}
+
+#[test]
+fn annotated_sources_are_the_pods_too() {
+    let mut node = node();
+    let [v4, _] = families();
+    change_pod(&mut node, |config, _| {
+        config.sources[0] = Prefix {
+            address: Address::from_v4([192, 168, 4, 0]),
+            length: 96 + 22,
+        };
+        config.source_count = 1;
+    });
+    let send = |node: &_, source: [u8; 4]| {
+        from_pod(node, &Frame::tcp((source.into(), 1), (v4.friend, 443), 2))
+    };
+    assert_eq!(send(&node, [192, 168, 7, 255]), Pass(Reason::Rule));
+    assert_eq!(send(&node, [192, 168, 8, 0]), Drop(Reason::SpoofedSource));
+    assert_eq!(send(&node, [192, 168, 3, 255]), Drop(Reason::SpoofedSource));
+    let reply = Frame::tcp((v4.friend, 443), ([192, 168, 7, 255].into(), 1), 0x12);
+    assert_eq!(
+        to_pod(&node, UPLINK, &reply),
+        Pass(Reason::Reply),
+        "and so are their replies"
+    );
+    change_pod(&mut node, |config, _| config.source_count = 0);
+    assert_eq!(send(&node, [192, 168, 7, 254]), Drop(Reason::SpoofedSource));
+    change_pod(&mut node, |config, _| {
+        config.flags |= config_flags::ANY_SOURCE
+    });
+    assert_eq!(send(&node, [1, 2, 3, 4]), Pass(Reason::Rule));
+}
+
+#[test]
+fn prefixes_of_every_length_hold_what_they_cover() {
+    let mut node = node();
+    let [_, family] = families();
+    let base = u128::from_be_bytes(Address::from(v6("fdab:cdef:0123:4567:89ab:cdef:0123:4567")).0);
+    for length in 0..=128_u32 {
+        let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
+        change_pod(&mut node, |config, _| {
+            config.source_count = 1;
+            config.sources[0] = Prefix {
+                address: Address((base & mask).to_be_bytes()),
+                length,
+            };
+        });
+        let send = |bits: u128| {
+            let source = IpAddr::from(bits.to_be_bytes());
+            from_pod(&node, &Frame::tcp((source, 1), (family.friend, 443), 2))
+        };
+        assert!(matches!(send(base), Pass(_)), "/{length}");
+        if length > 0 {
+            let beside = base ^ (1 << (128 - length));
+            assert_eq!(send(beside), Drop(Reason::SpoofedSource), "/{length}");
+        }
+    }
+}
+
+#[test]
+fn unicast_for_another_pod_vanishes_without_a_trace_but_its_counter() {
+    let node = node();
+    for (n, family) in (1_u64..).zip(families()) {
+        let flooded = Frame::tcp((family.node, 1), (family.neighbour, 80), 2);
+        assert_eq!(
+            to_pod(&node, 0, &flooded),
+            NotMine,
+            "no exemption for the node either"
+        );
+        assert_eq!(node.counter(Counter::NotMine), n);
+    }
+    assert!(node.take_events().is_empty());
+    assert!(node.denied.borrow().is_empty());
+    assert!(node.dropped.borrow().is_empty());
+    assert!(node.passed.borrow().is_empty());
+}
+
+#[test]
+fn groups_are_judged_by_policy() {
+    let mut node = node();
+    for family in families() {
+        let frame = Frame::udp((family.stranger, 1), (family.group, 5353));
+        assert_eq!(to_pod(&node, UPLINK, &frame), Drop(Reason::IsolatedNoRule));
+        let sent = Frame::udp((family.pod, 1), (family.group, 5353));
+        assert_eq!(from_pod(&node, &sent), Drop(Reason::IsolatedNoRule));
+    }
+    change_policy(&mut node, [0, 0]);
+    for family in families() {
+        let frame = Frame::udp((family.stranger, 1), (family.group, 5353));
+        assert_eq!(to_pod(&node, UPLINK, &frame), Pass(Reason::NotIsolated));
+    }
+}
+
+#[test]
+fn later_fragments_are_dropped_with_their_reason() {
+    let mut node = node();
+    change_policy(&mut node, [0, 0]);
+    for family in families() {
+        let frame = Frame::udp((family.friend, 1), (family.pod, 80));
+        for ingress_ifindex in [0, UPLINK] {
+            let later = frame.clone().with_fragment(100, false);
+            assert_eq!(
+                to_pod(&node, ingress_ifindex, &later),
+                Drop(Reason::Fragment)
+            );
+        }
+        let first = frame.with_fragment(0, true);
+        assert_eq!(to_pod(&node, UPLINK, &first), Pass(Reason::NotIsolated));
+    }
+}
+
+#[test]
+fn an_interface_nobody_published_takes_the_nodes_posture() {
+    let mut node = node();
+    let [v4, _] = families();
+    let at = Arrival {
+        hook: Hook::FromPod,
+        ifindex: 99,
+        ingress_ifindex: 99,
+    };
+    let frame = Frame::tcp((v4.pod, 1), (v4.friend, 443), 2).bytes();
+    assert_eq!(node.classify(at, &frame), Drop(Reason::NotProgrammed));
+    assert_eq!(node.classify(at, &[0; 20]), Drop(Reason::NotProgrammed));
+    assert_eq!(node.classify(at, &Frame::arp()), Pass(Reason::Link));
+    let solicitation = discovery("::", "ff02::1:ff00:2", 135).bytes();
+    assert_eq!(node.classify(at, &solicitation), Pass(Reason::Link));
+    assert_eq!(node.counter(Counter::UnknownEndpoint), 2);
+    let dropped = node.dropped_of(0, Direction::Egress, Reason::NotProgrammed);
+    assert_eq!(dropped.packets, 2, "exact, under slot 0");
+    node.policy.settings.flags |= settings_flags::UNKNOWN_OPEN;
+    assert_eq!(node.classify(at, &frame), Pass(Reason::FailOpen));
+}
+
+#[test]
+fn an_endpoint_that_is_not_programmed_takes_its_own_posture() {
+    let mut node = node();
+    let [v4, _] = families();
+    node.policy.settings.flags |= settings_flags::UNKNOWN_OPEN;
+    change_pod(&mut node, |config, _| config.flags = 0);
+    let frame = Frame::tcp((v4.pod, 1), (v4.friend, 443), 2);
+    assert_eq!(from_pod(&node, &frame), Drop(Reason::NotProgrammed));
+    assert_eq!(
+        to_pod(&node, 0, &frame),
+        Drop(Reason::NotProgrammed),
+        "the node's too"
+    );
+    assert_eq!(from_pod_bytes(&node, &Frame::arp()), Pass(Reason::Link));
+    change_pod(&mut node, |config, _| {
+        config.flags = config_flags::FAIL_OPEN
+    });
+    assert_eq!(from_pod(&node, &frame), Pass(Reason::FailOpen));
+    let not_ours = node.dropped_of(POD.1, Direction::Ingress, Reason::NotProgrammed);
+    assert_eq!(not_ours.packets, 1);
+}
