@@ -77,12 +77,14 @@ fn build() -> Result<(), String> {
             "CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS",
             "-C link-arg=--btf -C target-cpu=v3 -C debuginfo=2",
         );
-    let status = cargo
-        .status()
-        .map_err(|error| format!("starting {cargo:?}: {error}"))?;
-    if !status.success() {
+    let output = cargo
+        .output()
+        .map_err(|error| format!("starting {:?}: {error}", cargo.get_program()))?;
+    if !output.status.success() {
         return Err(format!(
-            "building the BPF programs failed ({status}): {cargo:?}"
+            "building the BPF programs failed ({})\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
         ));
     }
     for object in OBJECTS {

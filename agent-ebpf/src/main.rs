@@ -1,16 +1,81 @@
-//! Picket's tc programs: a thin shell that runs `agent_common::classify` on a pod's packets.
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+//! Picket's tc programs: a thin shell that runs `agent_common::classify` on a pod's packets. What
+//! deserves a test lives there, not here; this crate only turns traits into map look-ups, and an
+//! [`Outcome`](agent_common::classify::Outcome) into what tc understands.
+//!
+//! Everything must load on Linux 5.10: no helper and no instruction that is newer.
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
+#![cfg_attr(
+    not(target_arch = "bpf"),
+    expect(
+        dead_code,
+        reason = "on the host this crate is only linted: the kernel calls it"
+    )
+)]
+#![expect(
+    missing_docs,
+    reason = "the programs' generated entry points have no place for docs"
+)]
 
-#[cfg(target_arch = "bpf")]
-use aya_ebpf::{macros::classifier, programs::TcContext};
+mod action;
+mod diagnostics;
+mod entry;
+mod maps;
+mod skb;
+mod tables;
 
-/// What a pod sends.
-#[cfg(target_arch = "bpf")]
+use agent_common::classify::{Arrival, Hook, classify};
+use aya_ebpf::helpers::bpf_jiffies64;
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+
+use skb::Skb;
+use tables::KernelTables;
+
+/// What a pod sends: egress policy, on tc ingress of its host-side interface.
 #[classifier]
-pub fn from_pod(_context: TcContext) -> i32 {
-    -1
+pub fn from_pod(context: TcContext) -> i32 {
+    run(&context, Hook::FromPod)
 }
 
+/// What reaches a pod: ingress policy, on tc egress of its host-side interface.
+#[classifier]
+pub fn to_pod(context: TcContext) -> i32 {
+    run(&context, Hook::ToPod)
+}
+
+/// Never attached: user space test-runs it to learn the kernel's tick. The mark chooses the half.
+#[classifier]
+pub fn clock(context: TcContext) -> i32 {
+    // SAFETY: a helper without arguments.
+    let jiffies = unsafe { bpf_jiffies64() };
+    let half = if skb::mark(&context) == 0 {
+        jiffies
+    } else {
+        jiffies >> 32
+    };
+    (half as u32).cast_signed()
+}
+
+#[inline(always)]
+fn run(context: &TcContext, hook: Hook) -> i32 {
+    let at = Arrival {
+        hook,
+        ifindex: skb::ifindex(context),
+        ingress_ifindex: skb::ingress_ifindex(context),
+    };
+    let tables = KernelTables { context };
+    let _ = (
+        tables,
+        Skb::new(context),
+        at,
+        classify::<KernelTables<'_>, Skb<'_>>,
+    );
+    action::of(agent_common::classify::Outcome::Pass(
+        agent_common::Reason::NotIsolated,
+    ))
+}
+
+/// What the kernel's GPL-only helpers ask for.
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
@@ -19,6 +84,7 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier would refuse an endless loop, so a reachable panic cannot be loaded.
     loop {}
 }
 

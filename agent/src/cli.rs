@@ -9,7 +9,6 @@ mod client;
 mod completion;
 mod explain;
 mod flows;
-mod grid;
 mod matrix;
 mod offline;
 mod output;

@@ -1,3 +1,443 @@
-//! The kernel side: loads, pins and attaches the programs, carries out plans, reads the maps.
+//! The kernel side: loads, pins and attaches the programs, carries out plans, reads the maps. The
+//! only module that names aya, and the only owner of map handles.
+//!
+//! Whatever happens to the agent, what is pinned stays in force: nothing here detaches or clears
+//! when a [`Dataplane`] is dropped. [`uninstall`] is a deed of its own.
 
+mod apply;
+mod attach;
+mod clock;
+mod clsact;
+mod counts;
+mod diagnostics;
+mod error;
+mod events;
+mod load;
+mod maps;
 pub mod objects;
+mod pins;
+mod present;
+mod probe;
+mod sys;
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use agent_common::classify::Hook;
+use agent_common::maps::{
+    CONNTRACK_CAPACITY, Connection, Counter, Denied, DeniedKey, FlowKey, ID_ROWS, RuleHit,
+    Settings, Traffic,
+};
+use agent_policy::plan::Write;
+use agent_policy::tables::Tables;
+use aya::Ebpf;
+
+pub use attach::{Attached, Method};
+pub use clock::Tick;
+pub use counts::{Dropped, MapUse};
+pub use diagnostics::Diagnostics;
+pub use error::{ApplyCause, ApplyError, DataplaneError};
+pub use events::Events;
+pub use load::KeptCapacity;
+pub use probe::Action;
+
+use load::{CLOCK, FROM_POD, TO_POD, program};
+use maps::Maps;
+use pins::Pins;
+
+/// What a dataplane is opened with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directory on a BPF file system under which the versioned pin directory is made.
+    pub pins: PathBuf,
+    /// Entries per map, by the names of `MAPS`, where the default is not wanted. `CONNTRACK` means
+    /// each endpoint's own map, and only those made from now on.
+    pub capacities: Vec<(String, u32)>,
+    /// The programs may report what cannot happen (see [`Dataplane::diagnostics`]).
+    pub diagnostics: bool,
+    /// How to hold programs; the best that the kernel has when not said. For tests.
+    pub method: Option<Method>,
+}
+
+impl Options {
+    /// Defaults, pinned under `pins`.
+    pub fn new(pins: impl Into<PathBuf>) -> Self {
+        Self {
+            pins: pins.into(),
+            capacities: Vec::new(),
+            diagnostics: true,
+            method: None,
+        }
+    }
+}
+
+/// The loaded programs, the pinned maps and links, held by this process alone.
+#[derive(Debug)]
+pub struct Dataplane {
+    maps: Maps,
+    ebpf: Ebpf,
+    method: Method,
+    conntrack_capacity: u32,
+    hz: u32,
+    taken_up: Vec<Attached>,
+    kept: Vec<KeptCapacity>,
+    // Last, so that the pin directory is let go of after everything in it.
+    pins: Pins,
+}
+
+impl Dataplane {
+    /// Loads the programs over the maps that are pinned, making what is missing, and puts them
+    /// behind every link and filter of ours that is in force. The maps' content stays as it is.
+    ///
+    /// # Errors
+    /// Nothing is attached or changed when the directory is not on a BPF file system or held by
+    /// another agent, when a pinned map is laid out differently, or when the kernel refuses a
+    /// program.
+    pub fn open(options: &Options) -> Result<Self, DataplaneError> {
+        let pins = Pins::hold(&options.pins)?;
+        let (mut ebpf, kept) = load::load(&pins.directory(), options)?;
+        let maps = Maps::open(&pins.directory())?;
+        let hz = hz(&maps, &mut ebpf)?;
+        let taken_up = attach::update_all(&pins, programs(&mut ebpf)?)?;
+        let conntrack_capacity = options
+            .capacities
+            .iter()
+            .find(|(name, _)| name == "CONNTRACK")
+            .map_or(CONNTRACK_CAPACITY, |(_, entries)| *entries);
+        Ok(Self {
+            maps,
+            ebpf,
+            method: options.method.unwrap_or_else(Method::of_this_kernel),
+            conntrack_capacity,
+            hz,
+            taken_up,
+            kept,
+            pins,
+        })
+    }
+
+    /// Interfaces that had programs of ours when this dataplane was opened.
+    pub fn taken_up(&self) -> &[Attached] {
+        &self.taken_up
+    }
+
+    /// Maps whose pinned capacity is not the one asked for; the pinned one is in force.
+    pub fn kept_capacities(&self) -> &[KeptCapacity] {
+        &self.kept
+    }
+
+    /// How programs are held on this kernel.
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
+    /// The directory of the pins, as it was given.
+    pub fn pins(&self) -> &Path {
+        self.pins.root()
+    }
+
+    /// Puts both programs on an interface, or the present ones behind what is there. Programs judge
+    /// by what is published for `ifindex`: without that the posture decides.
+    ///
+    /// # Errors
+    /// [`DataplaneError::IngressQdisc`] when there is no place for clsact; otherwise what the
+    /// kernel said. What was attached of the two is taken off again.
+    pub fn attach(&mut self, ifindex: u32, interface: &str) -> Result<(), DataplaneError> {
+        let programs = programs(&mut self.ebpf)?;
+        attach::attach(&self.pins, self.method, ifindex, interface, programs).inspect_err(|_| {
+            if let Err(error) = attach::detach(&self.pins, ifindex) {
+                tracing::warn!(ifindex, interface, %error, "a half-attached interface stays");
+            }
+        })
+    }
+
+    /// Takes the programs off an interface; one that is gone, or never had any, is no error.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn detach(&mut self, ifindex: u32) -> Result<(), DataplaneError> {
+        attach::detach(&self.pins, ifindex)
+    }
+
+    /// What is in force, by interface. Links whose interface is gone are reaped on the way.
+    ///
+    /// # Errors
+    /// The pins or the interfaces could not be listed.
+    pub fn attached(&self) -> Result<Vec<Attached>, DataplaneError> {
+        attach::attached(&self.pins)
+    }
+
+    /// Carries out a plan in order, reading each write back; returns how many writes that were.
+    ///
+    /// # Errors
+    /// Where it stopped and why. Everything before that is in force, and writes are idempotent:
+    /// the caller may take the plan up again from there, or give it up.
+    pub fn apply(&mut self, writes: &[Write]) -> Result<usize, ApplyError> {
+        apply::apply(&self.maps, self.conntrack_capacity, writes)
+    }
+
+    /// Everything that plans have ever written, as it is in the maps now.
+    ///
+    /// # Errors
+    /// A map could not be read.
+    pub fn present(&self) -> Result<Tables, DataplaneError> {
+        present::read(&self.maps)
+    }
+
+    /// The next unused id of each kind, by `IdKind`; 0 on a node where none was ever reserved.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn first_ids(&self) -> Result<[u64; ID_ROWS as usize], DataplaneError> {
+        present::first_ids(&self.maps)
+    }
+
+    /// The knobs as the programs read them; all zero until [`Self::put_settings`].
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn settings(&self) -> Result<Settings, DataplaneError> {
+        let row = self.maps.settings.get(&0);
+        row.map(Option::unwrap_or_default)
+            .map_err(|source| present::reading("SETTINGS", source))
+    }
+
+    /// Replaces the knobs. `hz` is filled in here. They are read piecemeal by the programs, so
+    /// packets of the same moment may meet some old and some new ones.
+    ///
+    /// # Errors
+    /// The map could not be written.
+    pub fn put_settings(&mut self, settings: &Settings) -> Result<(), DataplaneError> {
+        write_settings(
+            &self.maps,
+            &Settings {
+                hz: self.hz,
+                ..*settings
+            },
+        )
+    }
+
+    /// Kernel ticks a second.
+    pub fn hz(&self) -> u32 {
+        self.hz
+    }
+
+    /// The kernel's tick now, to turn stamps into times.
+    ///
+    /// # Errors
+    /// The kernel refused the test run.
+    pub fn tick(&mut self) -> Result<Tick, DataplaneError> {
+        let jiffies = jiffies(&mut self.ebpf)?;
+        Ok(Tick {
+            hz: self.hz,
+            jiffies,
+            at: SystemTime::now(),
+        })
+    }
+
+    /// Runs a program on a packet (Ethernet header first) as if it were at the hook of `ifindex`,
+    /// having entered the node by `ingress_ifindex`. Counters and flows move as with a real one.
+    ///
+    /// # Errors
+    /// The kernel refused the run: an unknown interface, or a packet shorter than its headers.
+    pub fn test_run(
+        &mut self,
+        hook: Hook,
+        packet: &[u8],
+        ifindex: u32,
+        ingress_ifindex: u32,
+    ) -> Result<Action, DataplaneError> {
+        let name = match hook {
+            Hook::FromPod => FROM_POD,
+            Hook::ToPod => TO_POD,
+        };
+        let context = probe::Context {
+            mark: 0,
+            ingress_ifindex,
+            ifindex,
+        };
+        probe::action(name, program(&mut self.ebpf, name)?, packet, context)
+    }
+
+    /// Instructions that the verifier walked for each program; `None` before Linux 5.16.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn verified_instructions(
+        &mut self,
+    ) -> Result<Vec<(&'static str, Option<u32>)>, DataplaneError> {
+        load::PROGRAMS
+            .into_iter()
+            .map(|name| {
+                let wrong = |source| DataplaneError::Program {
+                    program: name,
+                    source,
+                };
+                let info = program(&mut self.ebpf, name)?.info().map_err(wrong)?;
+                Ok((name, info.verified_instruction_count()))
+            })
+            .collect()
+    }
+
+    /// What a slot's pod received and sent, by `Direction::index`.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn passed(&self, slot: u32) -> Result<[Traffic; 2], DataplaneError> {
+        counts::passed(&self.maps, slot)
+    }
+
+    /// What was dropped at a slot, by direction and reason; nothing dropped, no row.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn dropped(&self, slot: u32) -> Result<Vec<Dropped>, DataplaneError> {
+        counts::dropped(&self.maps, slot)
+    }
+
+    /// Every refusal that is remembered, with its count.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn denied(&self) -> Result<Vec<(DeniedKey, Denied)>, DataplaneError> {
+        counts::denied(&self.maps)
+    }
+
+    /// Rules that decided a connection, with how many. Rules from `below` on were never given out.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn rule_hits(&self, below: u32) -> Result<Vec<(u32, RuleHit)>, DataplaneError> {
+        counts::rule_hits(&self.maps, below)
+    }
+
+    /// The node's own counters.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn counters(&self) -> Result<Vec<(Counter, u64)>, DataplaneError> {
+        counts::counters(&self.maps)
+    }
+
+    /// How full every map is. Walks whole maps: for status and metrics.
+    ///
+    /// # Errors
+    /// A map could not be read.
+    pub fn map_uses(&self) -> Result<Vec<MapUse>, DataplaneError> {
+        counts::map_uses(&self.maps)
+    }
+
+    /// Every known connection of a slot.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn connections(&self, slot: u32) -> Result<Vec<(FlowKey, Connection)>, DataplaneError> {
+        counts::connections(&self.maps, slot)
+    }
+
+    /// The ring buffer's reader. There can be only one: two would each see half.
+    ///
+    /// # Errors
+    /// The ring could not be mapped.
+    pub fn events(&self) -> Result<Events, DataplaneError> {
+        Events::open(&self.pins.directory())
+    }
+
+    /// What the programs themselves report; `None` when asked for a second time.
+    ///
+    /// # Errors
+    /// The ring could not be mapped.
+    pub fn diagnostics(&mut self) -> Result<Option<Diagnostics>, DataplaneError> {
+        Diagnostics::open(&mut self.ebpf)
+    }
+}
+
+/// What [`uninstall`] found and removed.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Uninstalled {
+    /// Interfaces that had programs of ours.
+    pub interfaces: usize,
+    /// Versioned directories of pins.
+    pub versions: usize,
+}
+
+/// Takes every program off and removes every pin of every layout version. Traffic is then judged
+/// by nobody. Doing it again finds nothing and is no error.
+///
+/// # Errors
+/// Another agent holds the directory, or something could not be removed; the rest stays then, and
+/// may be removed by calling again.
+pub fn uninstall(root: &Path) -> Result<Uninstalled, DataplaneError> {
+    let mut done = Uninstalled::default();
+    if !root.exists() {
+        return Ok(done);
+    }
+    let pins = Pins::hold_existing(root)?;
+    done.interfaces = attach::detach_all(&pins)?;
+    for version in pins::versions(root)? {
+        pins::remove_version(&version)?;
+        done.versions += 1;
+    }
+    pins::remove_directory(root)?;
+    Ok(done)
+}
+
+/// The two programs that are attached, in the order of `attach::PLACES`.
+fn programs(ebpf: &mut Ebpf) -> Result<[BorrowedFd<'_>; 2], DataplaneError> {
+    let wrong = |program| move |source| DataplaneError::Program { program, source };
+    // Both are borrowed at once, so not by way of `program`, which borrows the object.
+    let fd = |name: &'static str| {
+        let found = ebpf.program(name);
+        found
+            .ok_or(DataplaneError::NoProgram { program: name })?
+            .fd()
+            .map(aya::programs::ProgramFd::as_fd)
+            .map_err(wrong(name))
+    };
+    Ok([fd(FROM_POD)?, fd(TO_POD)?])
+}
+
+/// The rate of an earlier agent of this boot (pins do not outlive the kernel), or a measurement.
+fn hz(maps: &Maps, ebpf: &mut Ebpf) -> Result<u32, DataplaneError> {
+    let wrong = |source| present::reading("SETTINGS", source);
+    let settings = maps.settings.get(&0).map_err(wrong)?.unwrap_or_default();
+    if settings.hz != 0 {
+        return Ok(settings.hz);
+    }
+    let hz = clock::measure(|| jiffies(ebpf).map_err(std::io::Error::other))?;
+    write_settings(maps, &Settings { hz, ..settings })?;
+    Ok(hz)
+}
+
+fn write_settings(maps: &Maps, settings: &Settings) -> Result<(), DataplaneError> {
+    maps.settings
+        .put(&0, settings)
+        .map_err(|source| DataplaneError::Map {
+            map: "SETTINGS",
+            action: "writing",
+            source,
+        })
+}
+
+/// The kernel's tick: the low half between two equal readings of the high half.
+fn jiffies(ebpf: &mut Ebpf) -> Result<u64, DataplaneError> {
+    let clock = program(ebpf, CLOCK)?;
+    let half = |mark| {
+        let context = probe::Context {
+            mark,
+            ..probe::Context::default()
+        };
+        probe::run(clock, &[0; 64], context)
+            .map_err(|error| DataplaneError::Clock(error.to_string()))
+    };
+    let mut high = half(1)?;
+    loop {
+        let low = half(0)?;
+        let again = half(1)?;
+        if high == again {
+            return Ok(u64::from(high) << 32 | u64::from(low));
+        }
+        high = again;
+    }
+}

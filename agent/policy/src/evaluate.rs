@@ -256,6 +256,3 @@ impl<'a> Flow<'a> {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -20,5 +20,3 @@ pub mod plan;
 mod random;
 pub mod selector;
 pub mod tables;
-#[cfg(test)]
-mod written;
