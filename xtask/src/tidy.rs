@@ -13,8 +13,11 @@ use crate::step::Step;
 /// Longest Rust file, tests included.
 const FILE_LINES: usize = 600;
 
-/// Most lines agent-ebpf may have as a whole: it is a shell, logic belongs to agent-common.
-const EBPF_LINES: usize = 500;
+/// Most lines of code agent-ebpf may have: it is a shell, logic belongs to agent-common.
+const EBPF_LINES: usize = 550;
+
+/// Not part of the shell: programs that benchmarks compare with.
+const EBPF_FLOOR: &str = "agent-ebpf/src/floor.rs";
 
 /// A name that only some folder may use, and who owns what it stands for.
 struct Border {
@@ -261,13 +264,20 @@ fn links(file: &File) -> Vec<String> {
 }
 
 fn ebpf_is_thin(files: &[File]) -> Option<String> {
-    let sources = files
+    let lines: usize = files
         .iter()
-        .filter(|file| file.name.starts_with("agent-ebpf/") && file.is_rust());
-    let lines: usize = sources.map(|file| file.text.lines().count()).sum();
+        .filter(|file| file.is_rust() && file.name.starts_with("agent-ebpf/"))
+        .filter(|file| file.name != EBPF_FLOOR)
+        .map(|file| file.text.lines().filter(|line| is_code(line)).count())
+        .sum();
     (lines > EBPF_LINES).then(|| {
-        format!("agent-ebpf: {lines} lines, {EBPF_LINES} at most: logic belongs in agent-common")
+        format!("agent-ebpf: {lines} lines of code, {EBPF_LINES} at most: it only carries out")
     })
+}
+
+fn is_code(line: &str) -> bool {
+    let line = line.trim_start();
+    !line.is_empty() && !line.starts_with("//")
 }
 
 fn has_extension(name: &str, extension: &str) -> bool {
@@ -361,8 +371,10 @@ mod tests {
     }
 
     #[test]
-    fn a_thick_kernel_crate_is_refused() {
-        let thick = file("agent-ebpf/src/main.rs", &"x\n".repeat(EBPF_LINES + 1));
-        assert!(ebpf_is_thin(&[thick]).is_some());
+    fn a_thick_kernel_crate_is_refused_and_its_comments_do_not_count() {
+        let named = |name: &str, line: &str| file(name, &line.repeat(EBPF_LINES + 1));
+        assert!(ebpf_is_thin(&[named("agent-ebpf/src/main.rs", "x\n")]).is_some());
+        assert!(ebpf_is_thin(&[named("agent-ebpf/src/main.rs", "    // x\n")]).is_none());
+        assert!(ebpf_is_thin(&[named(EBPF_FLOOR, "x\n")]).is_none());
     }
 }
