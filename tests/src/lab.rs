@@ -11,7 +11,9 @@ pub mod measure;
 
 pub mod namespace;
 pub mod netlink;
+mod outside;
 mod sides;
+pub mod stage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -24,6 +26,7 @@ use anyhow::{Context as _, Result, bail};
 use manifests::Manifests;
 use namespace::{Namespace, leave_the_machine, sysctl};
 use netlink::{MAIN_TABLE, Mac, Netlink, Route, VethEnd};
+use outside::Outside;
 
 /// The node's end of every link, as each pod and the router see it.
 const GATEWAY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 254, 1));
@@ -33,10 +36,6 @@ const GATEWAY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)
 const ROUTER_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 254, 2));
 /// See [`ROUTER_V4`].
 const ROUTER_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2));
-/// What is beyond the router, as the router sees it.
-const WORLD_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 254, 3));
-/// See [`WORLD_V4`].
-const WORLD_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 3));
 /// Index of `lo` in every namespace.
 const LOOPBACK: u32 = 1;
 /// Index of `eth0` in every pod.
@@ -81,11 +80,13 @@ impl Place {
             .find(|address| address.is_ipv4() == v4)
     }
 
-    /// One address of each, of a family both have; IPv4 when they have both.
+    /// The addresses of a connection to another place, as `picket matrix` picks them: the first of
+    /// the destination's whose family the source has too.
     pub fn pair_with(&self, other: &Self) -> Option<(IpAddr, IpAddr)> {
-        [true, false]
+        other
+            .addresses
             .iter()
-            .find_map(|v4| self.address(*v4).zip(other.address(*v4)))
+            .find_map(|to| Some((self.address(to.is_ipv4())?, *to)))
     }
 }
 
@@ -98,16 +99,6 @@ pub struct Lab {
     netlink: Netlink,
     outside: Option<Outside>,
     next_index: u32,
-}
-
-/// The router and what is beyond it.
-#[derive(Debug)]
-struct Outside {
-    router: Netlink,
-    world: Namespace,
-    world_netlink: Netlink,
-    /// Keeps the router's namespace.
-    _router_namespace: Namespace,
 }
 
 impl Lab {
@@ -276,87 +267,6 @@ impl Lab {
                 .add_address(LOOPBACK, address, host_bits(address))?;
         }
         Ok(())
-    }
-
-    /// Adds an address beyond the router.
-    pub fn add_external(&mut self, address: IpAddr) -> Result<()> {
-        if self.outside.is_none() {
-            self.outside = Some(self.build_outside().context("laying out the router")?);
-        }
-        let outside = self
-            .outside
-            .as_mut()
-            .context("the router was just laid out")?;
-        let far = if address.is_ipv4() {
-            WORLD_V4
-        } else {
-            WORLD_V6
-        };
-        outside
-            .world_netlink
-            .add_address(LOOPBACK, address, host_bits(address))?;
-        outside.router.add_route(Route {
-            to: (address, host_bits(address)),
-            via: Some(far),
-            link: ETH0 + 1,
-            source: None,
-            table: MAIN_TABLE,
-        })?;
-        let namespace = outside.world.enter(Namespace::current)?;
-        let addresses = vec![address];
-        self.insert(
-            &address.to_string(),
-            Place {
-                kind: Kind::External,
-                addresses,
-                namespace,
-                veth: 0,
-            },
-        )
-    }
-
-    /// node uplink ── eth0 router world ── eth0 world; the node's default route leads there.
-    fn build_outside(&mut self) -> Result<Outside> {
-        let (router_namespace, world) = (Namespace::create()?, Namespace::create()?);
-        let uplink = self.next_index;
-        self.next_index += 1;
-        let mut router = self.connect(&router_namespace, "uplink", uplink)?;
-        router_namespace.enter(|| {
-            sysctl("ipv4/ip_forward", "1")?;
-            sysctl("ipv6/conf/all/forwarding", "1")
-        })?;
-        for (address, bits) in [(ROUTER_V4, 32), (ROUTER_V6, 64)] {
-            router.add_address(ETH0, address, bits)?;
-        }
-        default_route(&mut router, ETH0, GATEWAY_V4, GATEWAY_V6)?;
-        default_route(&mut self.netlink, uplink, ROUTER_V4, ROUTER_V6)?;
-
-        let mut world_netlink = world.enter(|| {
-            prepare_network()?;
-            Netlink::open()
-        })?;
-        let here = VethEnd {
-            name: "world",
-            index: ETH0 + 1,
-            mac: mac(0x02, ETH0 + 1),
-        };
-        let there = VethEnd {
-            name: "eth0",
-            index: ETH0,
-            mac: mac(0x06, ETH0 + 1),
-        };
-        join(&mut router, here, &mut world_netlink, there, &world)?;
-        world_netlink.set_up(LOOPBACK)?;
-        for (address, bits) in [(WORLD_V4, 32), (WORLD_V6, 64)] {
-            world_netlink.add_address(ETH0, address, bits)?;
-        }
-        default_route(&mut world_netlink, ETH0, GATEWAY_V4, GATEWAY_V6)?;
-        Ok(Outside {
-            router,
-            world,
-            world_netlink,
-            _router_namespace: router_namespace,
-        })
     }
 
     fn insert(&mut self, name: &str, place: Place) -> Result<()> {

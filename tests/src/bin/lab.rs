@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use agent::answer::PortArg;
+use agent_policy::matrix::{Port, Question};
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, ValueEnum};
 use tests::lab::agent::Agent;
@@ -33,7 +35,7 @@ struct Arguments {
     filename: PathBuf,
     /// Port to probe instead of the declared ones, as TCP/80; may be given again
     #[arg(long = "port", value_name = "PROTO/PORT")]
-    ports: Vec<String>,
+    ports: Vec<PortArg>,
     /// Address outside the cluster to probe from and to as well; may be given again
     #[arg(long = "endpoint", value_name = "IP")]
     endpoints: Vec<IpAddr>,
@@ -64,8 +66,17 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         .canonicalize()
         .with_context(|| format!("reading {}", arguments.filename.display()))?;
     let manifests = manifests::read(&directory)?;
-    let judged = measure::judged(&directory, &arguments.ports, &arguments.endpoints)?;
-    complain(judged.remarks.trim_end());
+    let port = |port: &PortArg| Port {
+        protocol: port.protocol,
+        number: port.port,
+    };
+    let question = Question {
+        ports: arguments.ports.iter().map(port).collect(),
+        endpoints: arguments.endpoints.clone(),
+    };
+    let judged = measure::judged(&manifests.cluster, &question)?;
+    complain(&manifests.remarks.join("\n"));
+    complain(&judged.remarks.join("\n"));
 
     let mut lab = Lab::enter()?;
     lab.lay_out(&manifests, &arguments.endpoints)?;

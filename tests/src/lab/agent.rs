@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
@@ -64,7 +64,7 @@ pub struct Agent {
 impl Agent {
     /// Starts an agent on a directory and waits until it enforces what it finds there.
     pub fn start(manifests: &Path) -> Result<Self> {
-        let agent = Self::spawn(manifests, &[])?;
+        let mut agent = Self::spawn(manifests, &[])?;
         agent.wait_ready()?;
         Ok(agent)
     }
@@ -98,18 +98,20 @@ impl Agent {
     }
 
     /// Waits until `/readyz` says that everything found at the start is enforced.
-    pub fn wait_ready(&self) -> Result<()> {
-        wait_until("the agent to be ready", READY_WITHIN, || {
-            if !Path::new("/proc")
-                .join(self.child.id().to_string())
-                .join("exe")
-                .exists()
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let ready = wait_until("the agent to be ready", READY_WITHIN, || {
+            if let Some(status) = self
+                .child
+                .try_wait()
+                .context("asking for the agent's end")?
             {
-                bail!("the agent has ended");
+                return Ok(Err(anyhow!("the agent has ended: {status}")));
             }
-            get("/readyz").map(drop)
-        })
-        .with_context(|| format!("the agent said:\n{}", log()))
+            get("/readyz").map(|_| Ok(()))
+        });
+        ready
+            .and_then(|ready| ready)
+            .with_context(|| format!("the agent said:\n{}", log()))
     }
 
     /// Kills it as the out-of-memory killer would.

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use agent::source::directory;
-use agent_policy::model::{Change, Phase, Pod, PodUid};
+use agent_policy::cluster::Cluster;
+use agent_policy::model::{Phase, Pod};
 use anyhow::{Context as _, Result};
 
 /// A pod to lay out.
@@ -20,8 +21,10 @@ pub struct PodManifest {
 }
 
 /// What a directory of manifests lays out.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Manifests {
+    /// The objects.
+    pub cluster: Cluster,
     /// Pods that own an address.
     pub pods: Vec<PodManifest>,
     /// Addresses of the nodes.
@@ -38,20 +41,17 @@ pub fn read(directory: &Path) -> Result<Manifests> {
         remarks: loaded.findings.iter().map(ToString::to_string).collect(),
         ..Manifests::default()
     };
-    let mut pods: BTreeMap<PodUid, Pod> = BTreeMap::new();
     for change in loaded.changes {
-        match change {
-            Change::Pod(pod) => drop(pods.insert(pod.uid.clone(), *pod)),
-            Change::Node(node) => manifests.node_addresses.extend(node.addresses),
-            Change::PodGone(_)
-            | Change::Namespace(_)
-            | Change::NamespaceGone(_)
-            | Change::NodeGone(_)
-            | Change::Policy(_)
-            | Change::PolicyGone(_) => {}
-        }
+        // What an object touches matters to a running agent only.
+        drop(manifests.cluster.apply(change));
     }
-    let mut pods: Vec<Pod> = pods.into_values().collect();
+    let nodes = manifests.cluster.nodes();
+    manifests.node_addresses = nodes.flat_map(|node| node.addresses.clone()).collect();
+    let mut pods: Vec<Pod> = manifests
+        .cluster
+        .pods()
+        .map(|pod| Pod::clone(pod))
+        .collect();
     // Newest first: who owns an address is the newest object that is not completed.
     pods.sort_by(|a, b| (b.created, &b.uid).cmp(&(a.created, &a.uid)));
     let mut owners: BTreeMap<IpAddr, String> = BTreeMap::new();

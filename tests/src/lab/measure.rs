@@ -7,13 +7,13 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::Path;
 
-use agent_policy::model::Protocol;
-use anyhow::{Context as _, Result, bail};
+use agent_policy::cluster::Cluster;
+use agent_policy::matrix::{self, matrix};
+use agent_policy::model::{Protocol, Verdict};
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use super::agent::run_picket;
 use super::sides::{self, Question};
 use super::{Kind, Lab, Place};
 use crate::probe::{self, Outcome, Patience, Probe, Server, Servers};
@@ -63,47 +63,36 @@ impl std::fmt::Display for Row {
     }
 }
 
-/// What `picket matrix` says, and what it said beside it.
+/// What `picket matrix` says, from the same function.
 #[derive(Debug)]
 pub struct Judged {
     /// Its rows.
     pub rows: Vec<Row>,
-    /// Its standard error.
-    pub remarks: String,
+    /// Who or what has no row, and why.
+    pub remarks: Vec<String>,
 }
 
-/// Asks `picket matrix`. `ports` as `TCP/80`; the declared ones when empty.
-pub fn judged(manifests: &Path, ports: &[String], endpoints: &[IpAddr]) -> Result<Judged> {
-    let directory = manifests
-        .to_str()
-        .context("the manifests' path is not UTF-8")?;
-    let mut arguments = vec!["matrix", "-f", directory, "-o", "jsonl"];
-    for port in ports {
-        arguments.extend(["--port", port]);
-    }
-    let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
-    for endpoint in &endpoints {
-        arguments.extend(["--endpoint", endpoint]);
-    }
-    let output = run_picket(&arguments)?;
-    let remarks = String::from_utf8_lossy(&output.stderr).into_owned();
-    // 2: part of the manifests cannot be used; the rest is judged, and so measured.
-    if !matches!(output.status.code(), Some(0 | 2)) {
-        bail!(
-            "picket {}: {}: {remarks}",
-            arguments.join(" "),
-            output.status
-        );
-    }
-    let rows: Vec<Row> = String::from_utf8(output.stdout)
-        .context("picket matrix does not speak UTF-8")?
-        .lines()
-        .map(|line| serde_json::from_str(line).with_context(|| format!("picket matrix: {line}")))
-        .collect::<Result<_>>()?;
-    if rows.is_empty() && output.status.code() == Some(2) {
-        bail!("picket {}: {remarks}", arguments.join(" "));
-    }
-    Ok(Judged { rows, remarks })
+/// Judges every pair, on the declared ports when `question` has none.
+pub fn judged(cluster: &Cluster, question: &matrix::Question) -> Result<Judged> {
+    let matrix = matrix(cluster, question);
+    let names: Vec<String> = matrix.ends.iter().map(ToString::to_string).collect();
+    let name = |end: usize| names.get(end).cloned().context("an end of the matrix");
+    let word = |verdict| Word::of(verdict == Verdict::Allow);
+    let rows = matrix.rows.iter().map(|row| {
+        Ok(Row {
+            from: name(row.from)?,
+            to: name(row.to)?,
+            protocol: row.port.protocol.to_string(),
+            port: row.port.number,
+            ingress: word(row.ingress),
+            egress: word(row.egress),
+            verdict: word(row.verdict()),
+        })
+    });
+    Ok(Judged {
+        rows: rows.collect::<Result<_>>()?,
+        remarks: matrix.findings.iter().map(ToString::to_string).collect(),
+    })
 }
 
 /// Starts a server for every destination and port among the rows.

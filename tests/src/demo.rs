@@ -1,0 +1,5 @@
+//! The demo's parts: what is told, what is measured, how it looks. `src/bin/demo.rs` tells it.
+
+pub mod page;
+pub mod paths;
+pub mod story;
