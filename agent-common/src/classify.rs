@@ -14,8 +14,8 @@ pub mod tables;
 
 use crate::address::Address;
 use crate::conntrack::Signal;
-use crate::maps::{Config, Counter, PendingKey, config_flags, settings_flags};
-use crate::packet::{self, Fragmentation, Headers, Kind, Packet, ParseError, ethernet};
+use crate::maps::{Config, Counter, config_flags, settings_flags};
+use crate::packet::{self, Fragmentation, Frame, Headers, Packet, ParseError, ethernet};
 use crate::verdict::{Direction, Reason, RuleId, Verdict};
 
 pub use tables::{DeniedRow, FlowEntry, FlowTables};
@@ -71,12 +71,10 @@ pub fn classify<T: FlowTables, P: Packet + ?Sized>(
     packet: &P,
     at: &Arrival,
 ) -> Outcome {
+    let parsed = packet::parse(packet);
     // One load gives the row and the revision that every stamp below carries.
     let endpoint = tables.endpoint(at.ifindex);
-    let mut seen = Seen::new(at, packet.length(), tables.now(), endpoint);
-    let parsed = packet::read(packet, &mut seen.headers);
-    seen.signal = Signal::of(&seen.headers);
-    seen.flow = flow::key_of(&seen.headers, at.hook, seen.slot);
+    let seen = Seen::new(at, packet.length(), tables.now(), endpoint, parsed);
     let config = endpoint.map(|(config, _)| config);
     let decision = match way(tables, &seen, parsed, config) {
         Step::Decided(decision) => decision,
@@ -103,12 +101,12 @@ pub fn classify<T: FlowTables, P: Packet + ?Sized>(
 fn way<T: FlowTables>(
     tables: &T,
     seen: &Seen<'_>,
-    parsed: Result<Kind, ParseError>,
+    parsed: Result<Frame, ParseError>,
     config: Option<&Config>,
 ) -> Step {
     let is_link_upkeep = match parsed {
-        Ok(Kind::Arp) => return seen.decided(Reason::Link),
-        Ok(Kind::Ip) => link::is_link_upkeep(&seen.headers, seen.at),
+        Ok(Frame::Arp) => return seen.decided(Reason::Link),
+        Ok(Frame::Ip(_)) => link::is_link_upkeep(&seen.headers, seen.at),
         Err(_) => false,
     };
     let Some(config) = config.filter(|config| config.flags & config_flags::PROGRAMMED != 0) else {
@@ -141,9 +139,11 @@ fn way<T: FlowTables>(
     if seen.headers.fragmentation == Fragmentation::Later {
         return seen.decided(Reason::Fragment);
     }
-    Step::Decided(match flow::find(tables, seen) {
-        Some(known) => steps::known_flow(tables, seen, config, known),
-        None => steps::new_flow(tables, seen, config),
+    let signal = Signal::of(&seen.headers);
+    let flow = flow::key_of(&seen.headers, seen.at.hook, seen.slot);
+    Step::Decided(match flow::find(tables, seen, &flow, signal) {
+        Some(known) => steps::known_flow(tables, seen, config, &flow, signal, known),
+        None => steps::new_flow(tables, seen, config, &flow, signal),
     })
 }
 
@@ -167,12 +167,8 @@ fn posture_without_policy<T: FlowTables>(tables: &T, config: Option<&Config>) ->
 struct Seen<'a> {
     at: &'a Arrival,
     direction: Direction,
-    /// All zero when it is no IP packet; not to be believed when it could not be parsed.
+    /// All zero when it is no IP packet.
     headers: Headers,
-    /// What it does to a flow.
-    signal: Signal,
-    /// The flow it belongs to.
-    flow: PendingKey,
     /// 64-bit jiffies.
     now: u64,
     /// Length of the frame.
@@ -185,13 +181,20 @@ struct Seen<'a> {
 
 impl<'a> Seen<'a> {
     #[inline(always)]
-    fn new(at: &'a Arrival, length: u32, now: u64, endpoint: Option<(&Config, u32)>) -> Self {
+    fn new(
+        at: &'a Arrival,
+        length: u32,
+        now: u64,
+        endpoint: Option<(&Config, u32)>,
+        parsed: Result<Frame, ParseError>,
+    ) -> Self {
         Self {
             at,
             direction: at.hook.direction(),
-            headers: Headers::default(),
-            signal: Signal::Untracked,
-            flow: PendingKey::default(),
+            headers: match parsed {
+                Ok(Frame::Ip(headers)) => headers,
+                Ok(Frame::Arp) | Err(_) => Headers::default(),
+            },
             now,
             length,
             slot: endpoint.map_or(0, |(config, _)| config.slot),

@@ -121,9 +121,10 @@ pub enum Frame {
     Ip(Headers),
 }
 
-/// Where the transport header of an IP packet is.
+/// An IP header and its extensions, read: what is needed to go on.
 #[derive(Clone, Copy, Debug)]
 struct Network {
+    headers: Headers,
     /// Where the transport header begins.
     transport: usize,
     /// Where the IP packet ends; padding may follow.
@@ -136,39 +137,17 @@ struct Network {
 /// When it cannot be what it claims to be.
 #[inline(always)]
 pub fn parse<P: Packet + ?Sized>(packet: &P) -> Result<Frame, ParseError> {
-    let mut headers = Headers::default();
-    Ok(match read(packet, &mut headers)? {
-        Kind::Arp => Frame::Arp,
-        Kind::Ip => Frame::Ip(headers),
-    })
-}
-
-/// What a frame is to us; what it says is elsewhere.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum Kind {
-    /// An ARP packet, whatever it says.
-    Arp,
-    /// An IPv4 or IPv6 packet.
-    Ip,
-}
-
-/// Reads a frame's headers into `headers`, which say nothing yet: in place, because the kernel has
-/// no room on its stack for copies. After an error they hold what was read until then.
-///
-/// # Errors
-/// When it cannot be what it claims to be.
-#[inline(always)]
-pub fn read<P: Packet + ?Sized>(packet: &P, headers: &mut Headers) -> Result<Kind, ParseError> {
     let network = match ethernet::ethertype(packet)? {
-        ethernet::IPV4 => ipv4::parse(packet, headers)?,
-        ethernet::IPV6 => ipv6::parse(packet, headers)?,
-        ethernet::ARP => return Ok(Kind::Arp),
+        ethernet::IPV4 => ipv4::parse(packet)?,
+        ethernet::IPV6 => ipv6::parse(packet)?,
+        ethernet::ARP => return Ok(Frame::Arp),
         _ => return Err(ParseError::Ethertype),
     };
+    let mut headers = network.headers;
     if headers.fragmentation != Fragmentation::Later {
-        transport::parse(packet, network.transport, network.end, headers)?;
+        transport::parse(packet, network.transport, network.end, &mut headers)?;
     }
-    Ok(Kind::Ip)
+    Ok(Frame::Ip(headers))
 }
 
 /// Where an IP packet ends that says it has `stated` bytes.

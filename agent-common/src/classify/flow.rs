@@ -62,14 +62,19 @@ pub(super) struct Known<E> {
 /// Finds the flow in CONNTRACK, else in PENDING. Expired entries, and those that a new connection
 /// with the same ports supersedes, are not found.
 #[inline(always)]
-pub(super) fn find<T: FlowTables>(tables: &T, seen: &Seen<'_>) -> Option<Known<T::Entry>> {
-    let kept = find_in(tables, seen, tables.connection(&seen.flow), false);
+pub(super) fn find<T: FlowTables>(
+    tables: &T,
+    seen: &Seen<'_>,
+    flow: &PendingKey,
+    signal: Signal,
+) -> Option<Known<T::Entry>> {
+    let kept = find_in(tables, seen, signal, tables.connection(flow), false);
     // A new connection waits in PENDING beside the old one with the same ports until it is
     // accepted, so a forged SYN takes nothing away.
-    if kept.is_some() && !matches!(seen.signal, Signal::Accept) {
+    if kept.is_some() && !matches!(signal, Signal::Accept) {
         return kept;
     }
-    match find_in(tables, seen, tables.pending(&seen.flow), true) {
+    match find_in(tables, seen, signal, tables.pending(flow), true) {
         Some(pending) => Some(pending),
         None => kept,
     }
@@ -79,6 +84,7 @@ pub(super) fn find<T: FlowTables>(tables: &T, seen: &Seen<'_>) -> Option<Known<T
 fn find_in<T: FlowTables>(
     tables: &T,
     seen: &Seen<'_>,
+    signal: Signal,
     entry: Option<T::Entry>,
     is_pending: bool,
 ) -> Option<Known<T::Entry>> {
@@ -94,7 +100,7 @@ fn find_in<T: FlowTables>(
     // the one that is being opened.
     let is_repeated = matches!(state, State::Opening | State::Answered)
         && connection.originator == seen.direction.index();
-    if matches!(seen.signal, Signal::Open) && !is_repeated {
+    if matches!(signal, Signal::Open) && !is_repeated {
         return None;
     }
     Some(Known {
@@ -106,25 +112,31 @@ fn find_in<T: FlowTables>(
 
 /// Writes down that the packet belongs to the flow. The first reply moves it out of PENDING.
 #[inline(always)]
-pub(super) fn advance<T: FlowTables>(tables: &T, seen: &Seen<'_>, known: &Known<T::Entry>) {
+pub(super) fn advance<T: FlowTables>(
+    tables: &T,
+    seen: &Seen<'_>,
+    flow: &PendingKey,
+    signal: Signal,
+    known: &Known<T::Entry>,
+) {
     let before = &known.connection;
     let is_from_originator = before.originator == seen.direction.index();
     let (state, flags) = conntrack::step(
         State::from_number(before.state),
         before.flags,
-        seen.signal,
+        signal,
         is_from_originator,
     );
     let now = seen.now32();
-    if known.is_pending && !is_from_originator && seen.signal.may_promote() {
+    if known.is_pending && !is_from_originator && signal.may_promote() {
         let promoted = Connection {
             state: state.number(),
             flags,
             last_seen: now,
             ..known.entry.read()
         };
-        if tables.insert_connection(&seen.flow, &promoted) {
-            tables.delete_pending(&seen.flow);
+        if tables.insert_connection(flow, &promoted) {
+            tables.delete_pending(flow);
             return;
         }
         tables.count(crate::maps::Counter::ConnectionRefused);

@@ -106,15 +106,8 @@ pub(super) fn address_behind<T: FlowTables>(
     if owns(config, shown) {
         return None;
     }
-    let stands_in = |address: &Address| {
+    let [first, second] = config.addresses;
+    [first, second].into_iter().find(|address| {
         address.is_v4() == shown.is_v4() && !is_same(*address, Address::UNSPECIFIED)
-    };
-    let [first, second] = &config.addresses;
-    if stands_in(first) {
-        Some(*first)
-    } else if stands_in(second) {
-        Some(*second)
-    } else {
-        None
-    }
+    })
 }

@@ -8,7 +8,7 @@ use crate::verdict::Direction;
 
 /// Counts a refused packet, always, and reports it when its DENIED row is new or has not been
 /// reported for a while.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn refused<T: FlowTables>(tables: &T, seen: &Seen<'_>, decision: &Decision) {
     // Counted before the row and the event, so a lost one is still a counted drop.
     tables.dropped(seen.slot, decision.direction, decision.reason, seen.bytes());
@@ -72,7 +72,7 @@ pub(super) fn allowed<T: FlowTables>(tables: &T, seen: &Seen<'_>, decision: &Dec
     }
 }
 
-#[inline(never)]
+#[inline(always)]
 fn event<T: FlowTables>(
     tables: &T,
     seen: &Seen<'_>,

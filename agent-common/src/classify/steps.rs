@@ -10,7 +10,7 @@ use crate::address::Address;
 use crate::conntrack::Signal;
 use crate::judge::{Judgement, judge, peer_of};
 use crate::maps::{
-    Config, Connection, Counter, FlowKey, config_flags,
+    Config, Connection, Counter, FlowKey, PendingKey, config_flags,
     connection_flags::{CUT, ITSELF, MID_STREAM, NODE},
     peer_bucket, settings_flags,
 };
@@ -45,7 +45,7 @@ impl Question {
     }
 
     /// Asks the policies in force and, where they differ, the audited ones.
-    #[inline(never)]
+    #[inline(always)]
     fn ask<T: FlowTables>(&self, tables: &T, config: &Config, protocol: u8) -> Decision {
         let (set, audit_set) = sets_of(config, self.direction);
         let class = peer_of(tables, &self.peer.address).class;
@@ -80,6 +80,8 @@ pub(super) fn known_flow<T: FlowTables>(
     tables: &T,
     seen: &Seen<'_>,
     config: &Config,
+    flow: &PendingKey,
+    signal: Signal,
     mut known: Known<T::Entry>,
 ) -> Decision {
     let connection = known.connection;
@@ -87,36 +89,22 @@ pub(super) fn known_flow<T: FlowTables>(
     let is_current =
         connection.revision == seen.revision && connection.peer_revision == peer_revision;
     if is_current || connection.flags & (NODE | ITSELF) != 0 {
-        flow::advance(tables, seen, &known);
+        flow::advance(tables, seen, flow, signal, &known);
         return Decision::without_rule(seen.direction, Reason::Reply);
     }
-    judge_again(tables, seen, config, &mut known)
-}
-
-/// Asks policy again about a flow whose endpoint or peer has changed since. Kept, or cut.
-#[inline(never)]
-fn judge_again<T: FlowTables>(
-    tables: &T,
-    seen: &Seen<'_>,
-    config: &Config,
-    known: &mut Known<T::Entry>,
-) -> Decision {
-    let connection = known.connection;
-    // Before the peer's class, so that a change in between shows as a mismatch later.
-    let peer_revision = tables.peer_revision(connection.peer_bucket);
     let direction = Direction::from_index(connection.originator);
     let question = Question {
         direction,
         peer: Identity {
-            address: ownership::address_behind(tables, connection.via, seen.flow.flow.peer)
-                .unwrap_or(seen.flow.flow.peer),
+            address: ownership::address_behind(tables, connection.via, flow.flow.peer)
+                .unwrap_or(flow.flow.peer),
             via: connection.via,
         },
         peer_bucket: connection.peer_bucket,
         peer_revision,
-        port: flow::judged_port(&seen.flow.flow, direction),
+        port: flow::judged_port(&flow.flow, direction),
     };
-    let decision = question.ask(tables, config, seen.flow.flow.protocol);
+    let decision = question.ask(tables, config, flow.flow.protocol);
     if !is_allowed(&decision) {
         // The entry stays as it is, so both sides' packets keep meeting this judgement: without
         // it, the other side's next segment would open the flow anew in its own direction.
@@ -140,28 +128,34 @@ fn judge_again<T: FlowTables>(
             .entry
             .advance(connection.state, known.connection.flags);
     }
-    flow::advance(tables, seen, known);
+    flow::advance(tables, seen, flow, signal, &known);
     report::allowed(tables, seen, &decision);
     Decision::without_rule(seen.direction, Reason::Reply)
 }
 
 /// A flow that is not known: who began it, may it be, is there room.
-#[inline(never)]
-pub(super) fn new_flow<T: FlowTables>(tables: &T, seen: &Seen<'_>, config: &Config) -> Decision {
-    let sender = ownership::sender(tables, seen, seen.flow.flow.peer);
-    let own = Question::about(tables, &seen.flow.flow, seen.direction, sender);
-    let grant = match exemption(tables, seen, config, seen.flow.flow.peer) {
+#[inline(always)]
+pub(super) fn new_flow<T: FlowTables>(
+    tables: &T,
+    seen: &Seen<'_>,
+    config: &Config,
+    flow: &PendingKey,
+    signal: Signal,
+) -> Decision {
+    let sender = ownership::sender(tables, seen, flow.flow.peer);
+    let own = Question::about(tables, &flow.flow, seen.direction, sender);
+    let grant = match exemption(tables, seen, config, flow.flow.peer) {
         Some((reason, flags)) => Grant {
             decision: Decision::without_rule(seen.direction, reason),
             question: own,
             flags,
         },
-        None => judged(tables, seen, config, own),
+        None => judged(tables, seen, config, &flow.flow, signal, own),
     };
-    if !is_allowed(&grant.decision) || matches!(seen.signal, Signal::Reset) {
+    if !is_allowed(&grant.decision) || matches!(signal, Signal::Reset) {
         return grant.decision;
     }
-    admit(tables, seen, config, grant)
+    admit(tables, seen, config, flow, signal, grant)
 }
 
 /// A new flow's judgement, and what its entry will say.
@@ -199,33 +193,35 @@ fn exemption<T: FlowTables>(
 }
 
 /// Asks policy, in the packet's own direction first.
-#[inline(never)]
+#[inline(always)]
 fn judged<T: FlowTables>(
     tables: &T,
     seen: &Seen<'_>,
     config: &Config,
+    flow: &FlowKey,
+    signal: Signal,
     question: Question,
 ) -> Grant {
     let grant = Grant {
-        decision: question.ask(tables, config, seen.flow.flow.protocol),
+        decision: question.ask(tables, config, flow.protocol),
         question,
-        flags: if seen.signal.is_mid_stream() {
+        flags: if signal.is_mid_stream() {
             MID_STREAM
         } else {
             0
         },
     };
-    if is_allowed(&grant.decision) || !may_adopt(tables, seen, config) {
+    if is_allowed(&grant.decision) || !may_adopt(tables, seen, config, signal) {
         return grant;
     }
     // Perhaps the connection was opened from the other side, before we looked or longer ago than
     // the table remembers. Then its peer is whom the address shows.
     let shown = Identity {
-        address: seen.flow.flow.peer,
+        address: flow.peer,
         via: 0,
     };
-    let opposite = Question::about(tables, &seen.flow.flow, seen.direction.opposite(), shown);
-    let adopted = opposite.ask(tables, config, seen.flow.flow.protocol);
+    let opposite = Question::about(tables, flow, seen.direction.opposite(), shown);
+    let adopted = opposite.ask(tables, config, flow.protocol);
     if !is_allowed(&adopted) {
         return grant;
     }
@@ -241,16 +237,23 @@ fn judged<T: FlowTables>(
 
 /// True when a segment without SYN may belong to a connection that the other side has opened.
 #[inline(always)]
-fn may_adopt<T: FlowTables>(tables: &T, seen: &Seen<'_>, config: &Config) -> bool {
+fn may_adopt<T: FlowTables>(tables: &T, seen: &Seen<'_>, config: &Config, signal: Signal) -> bool {
     let settings = tables.settings();
-    seen.signal.is_mid_stream()
+    signal.is_mid_stream()
         && (settings.flags & settings_flags::STRICT_MID_STREAM == 0
             || seen.now32().wrapping_sub(config.attached) <= settings.mid_stream_grace)
 }
 
 /// Finds room for an allowed flow, writes it down and reports it.
-#[inline(never)]
-fn admit<T: FlowTables>(tables: &T, seen: &Seen<'_>, config: &Config, grant: Grant) -> Decision {
+#[inline(always)]
+fn admit<T: FlowTables>(
+    tables: &T,
+    seen: &Seen<'_>,
+    config: &Config,
+    flow: &PendingKey,
+    signal: Signal,
+    grant: Grant,
+) -> Decision {
     let Grant {
         mut decision,
         question,
@@ -265,7 +268,7 @@ fn admit<T: FlowTables>(tables: &T, seen: &Seen<'_>, config: &Config, grant: Gra
         return decision;
     }
     // The node's SYN-ACK answers a connection that the pod has opened: it is not the node's.
-    if seen.signal.begins_flow() && !(is_by_node && matches!(seen.signal, Signal::Accept)) {
+    if signal.begins_flow() && !(is_by_node && matches!(signal, Signal::Accept)) {
         let connection = Connection {
             revision: seen.revision,
             peer_revision: question.peer_revision,
@@ -273,14 +276,14 @@ fn admit<T: FlowTables>(tables: &T, seen: &Seen<'_>, config: &Config, grant: Gra
             rule: decision.rule.0,
             via: question.peer.via,
             peer_bucket: question.peer_bucket,
-            state: seen.signal.first_state().number(),
+            state: signal.first_state().number(),
             originator: question.direction.index(),
             flags,
             reason: decision.reason.number(),
             reserved: 0,
             first_seen: now,
         };
-        if !tables.insert_pending(&seen.flow, &connection) {
+        if !tables.insert_pending(flow, &connection) {
             tables.count(Counter::ConnectionRefused);
             decision.reason = posture(config);
             return decision;

@@ -23,10 +23,7 @@ const FRAGMENT_OFFSET: u16 = 0x1fff;
 /// # Errors
 /// When it is not an IPv4 header, or says more than the frame holds.
 #[inline(always)]
-pub(super) fn parse<P: Packet + ?Sized>(
-    packet: &P,
-    headers: &mut Headers,
-) -> Result<Network, ParseError> {
+pub(super) fn parse<P: Packet + ?Sized>(packet: &P) -> Result<Network, ParseError> {
     let truncated = ParseError::IpTruncated;
     // The addresses come last: when they are there, so is the rest.
     let [s0, s1, s2, s3, d0, d1, d2, d3] = packet.load(ADDRESSES).ok_or(truncated)?;
@@ -41,17 +38,29 @@ pub(super) fn parse<P: Packet + ?Sized>(
         return Err(ParseError::HeaderLength);
     }
     let fragment = u16::from_be_bytes(packet.load(FRAGMENT).ok_or(truncated)?);
-    headers.fragmentation = if fragment & FRAGMENT_OFFSET != 0 {
+    let fragmentation = if fragment & FRAGMENT_OFFSET != 0 {
         Fragmentation::Later
     } else if fragment & MORE_FRAGMENTS != 0 {
         Fragmentation::First
     } else {
         Fragmentation::Whole
     };
-    [headers.hop_limit, headers.protocol] = packet.load(TTL_AND_PROTOCOL).ok_or(truncated)?;
-    headers.source = Address::from_v4([s0, s1, s2, s3]);
-    headers.destination = Address::from_v4([d0, d1, d2, d3]);
+    let [hop_limit, protocol] = packet.load(TTL_AND_PROTOCOL).ok_or(truncated)?;
     Ok(Network {
+        headers: Headers {
+            source: Address::from_v4([s0, s1, s2, s3]),
+            destination: Address::from_v4([d0, d1, d2, d3]),
+            source_port: 0,
+            destination_port: 0,
+            echo: None,
+            protocol,
+            detail: 0,
+            code: 0,
+            hop_limit,
+            fragmentation,
+            has_fragment_header: false,
+            has_hop_by_hop: false,
+        },
         transport: HEADER_BYTES + header_bytes,
         end,
     })
