@@ -1,16 +1,31 @@
 //! Objects and local endpoints in, plans out: the ground state, the compiler and the planner in
 //! one synchronous value that the reconciler owns. No I/O, no clock.
 
+mod adopt;
+mod commit;
+mod draft;
+mod endpoints;
+mod resting;
+mod sets;
+mod transition;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agent_common::RuleId;
+use agent_common::maps::{PortKey, VerdictKey};
 
 use crate::cluster::{Cluster, Touched};
+use crate::compile::Compiler;
+use crate::compile::policy_sets::SetId;
 use crate::model::{Change, ObjectName, PodUid, RuleRef};
 use crate::plan::{Plan, Refused};
 use crate::tables::Tables;
+use endpoints::{Endpoint, Endpoints, Slots, Withdrawal};
+use resting::{Rest, Resting};
+use transition::Foreign;
 
 /// How much the engine may use, and how long rows rest.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -124,7 +139,30 @@ pub struct SlotOwner {
 /// The engine. See the module.
 #[derive(Debug)]
 pub struct Engine {
+    options: Options,
     cluster: Cluster,
+    compiler: Compiler,
+    endpoints: Endpoints,
+    slots: Slots,
+    /// Rows of CONFIGS nobody can see, the one that is free the longest first.
+    config_rows: VecDeque<u32>,
+    rest: Rest,
+    /// Endpoints whose row may differ from what is in the maps.
+    touched: BTreeSet<u32>,
+    withdrawals: Vec<Withdrawal>,
+    /// Sets that published endpoints left in the plan being made.
+    left: Vec<SetId>,
+    /// A slot became free for endpoints that wait for one.
+    has_new_room: bool,
+    is_compacting: bool,
+    /// Endpoints an earlier agent published and nobody attached yet.
+    adopted: HashMap<u32, Endpoint>,
+    /// What the first plan after a restart replaces.
+    foreign: Option<Foreign>,
+    adopted_rows: Vec<VerdictKey>,
+    adopted_ports: Vec<PortKey>,
+    /// A plan that was given out, and what rests once it is carried out.
+    outstanding: Option<(Arc<Plan>, Vec<Resting>)>,
 }
 
 impl Engine {
@@ -133,26 +171,67 @@ impl Engine {
         Self::adopt(options, &Tables::default())
     }
 
-    /// An engine for maps that an earlier agent left: everything they hold, read back. The first
-    /// plan replaces it, and withdraws endpoints that were not attached by then; endpoints of the
-    /// same pod and interface keep their slot, and with it their connections.
-    pub fn adopt(_options: Options, _present: &Tables) -> Self {
-        Self {
-            cluster: Cluster::default(),
-        }
-    }
-
     /// Takes a change of the cluster in. Cheap: the work is done by [`Engine::plan`].
     pub fn apply(&mut self, change: Change) -> Touched {
-        self.cluster.apply(change)
+        let touched = self.cluster.apply(change);
+        for name in &touched.policies {
+            self.compiler.policy_changed(name);
+            let endpoints = self.endpoints.in_namespace(&name.namespace);
+            self.touched.extend(endpoints);
+        }
+        for namespace in &touched.namespaces {
+            self.compiler.namespace_changed(&self.cluster, namespace);
+        }
+        for address in &touched.addresses {
+            self.compiler.address_changed(*address);
+        }
+        for uid in &touched.pods {
+            let endpoints: Vec<u32> = self.endpoints.of_pod(uid).collect();
+            for ifindex in &endpoints {
+                self.identify(*ifindex);
+            }
+            self.touched.extend(endpoints);
+        }
+        touched
     }
 
     /// A local endpoint appeared, or something about it changed. Its programs may be attached
     /// before or after.
-    pub fn attach(&mut self, _endpoint: LocalEndpoint) {}
+    pub fn attach(&mut self, local: LocalEndpoint) {
+        let ifindex = local.ifindex;
+        let known = self.endpoints.get(ifindex).map(|known| &known.local.uid);
+        if known.is_some_and(|uid| *uid != local.uid) {
+            self.detach(ifindex);
+        }
+        self.touched.insert(ifindex);
+        if let Some(endpoint) = self.endpoints.get_mut(ifindex) {
+            endpoint.local = local;
+            self.identify(ifindex);
+            return;
+        }
+        let earlier = self.adopted.get(&ifindex);
+        let endpoint = match earlier.filter(|earlier| earlier.local.uid == local.uid) {
+            Some(earlier) => {
+                let endpoint = Endpoint {
+                    local,
+                    ..earlier.clone()
+                };
+                self.adopted.remove(&ifindex);
+                endpoint
+            }
+            None => Endpoint::new(local),
+        };
+        self.endpoints.insert(endpoint);
+        self.identify(ifindex);
+    }
 
     /// A local endpoint's interface is gone.
-    pub fn detach(&mut self, _ifindex: u32) {}
+    pub fn detach(&mut self, ifindex: u32) {
+        if let Some(endpoint) = self.endpoints.remove(ifindex) {
+            self.touched.remove(&ifindex);
+            self.withdraw_later(endpoint);
+        }
+    }
 
     /// Plans what leads from the maps' content to what the cluster and the endpoints want; `None`
     /// when nothing has to be written. A plan that was not yet [`written`](Self::written) is
@@ -160,21 +239,52 @@ impl Engine {
     ///
     /// # Errors
     /// [`Refused`]; nothing was changed then, and the next call tries again.
-    pub fn plan(&mut self, _now: Duration) -> Result<Option<Arc<Plan>>, Refused> {
-        Ok(None)
+    pub fn plan(&mut self, now: Duration) -> Result<Option<Arc<Plan>>, Refused> {
+        if let Some((plan, _)) = &self.outstanding {
+            return Ok(Some(Arc::clone(plan)));
+        }
+        self.config_rows.extend(self.rest.config_rows(now));
+        self.withdraw_unclaimed();
+        self.choose_sets();
+        self.compiler.refresh(&self.cluster);
+        let is_due = self.rest.next_deletion().is_some_and(|due| due <= now);
+        if !is_due && self.is_settled() {
+            return Ok(None);
+        }
+        let draft = self.draft()?;
+        let (plan, rest) = self.commit(draft, now);
+        if plan.writes.is_empty() {
+            self.rest.begin(now + self.options.grace, rest);
+            return Ok(None);
+        }
+        let plan = Arc::new(plan);
+        self.outstanding = Some((Arc::clone(&plan), rest));
+        Ok(Some(plan))
     }
 
     /// The last plan was carried out, wholly.
-    pub fn written(&mut self, _now: Duration) {}
+    pub fn written(&mut self, now: Duration) {
+        if let Some((_, rest)) = self.outstanding.take() {
+            self.rest.begin(now + self.options.grace, rest);
+        }
+    }
 
-    /// When [`Engine::plan`] will have something to clear away although nothing changed.
+    /// When [`Engine::plan`] will have something to do although nothing changed.
     pub fn next_deadline(&self) -> Option<Duration> {
-        None
+        if !self.touched.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        self.rest.next_deletion()
     }
 
     /// Moves addresses and prefixes out of classes that name what no policy mentions any more.
     /// For idle times: in proportion to everything compiled.
-    pub fn compact(&mut self) {}
+    pub fn compact(&mut self) {
+        self.compiler.compact();
+        self.is_compacting = true;
+        let all = self.endpoints.iter().map(|endpoint| endpoint.local.ifindex);
+        self.touched.extend(all);
+    }
 
     /// The ground state.
     pub fn cluster(&self) -> &Cluster {
@@ -182,22 +292,106 @@ impl Engine {
     }
 
     /// What a rule id in a counter or event means.
-    pub fn rule_ref(&self, _rule: RuleId) -> Option<&RuleRef> {
-        None
+    pub fn rule_ref(&self, rule: RuleId) -> Option<&RuleRef> {
+        self.compiler.rules.get(rule)
     }
 
     /// Whose a slot is, or was while nobody else has it.
-    pub fn slot_owner(&self, _slot: u32) -> Option<&SlotOwner> {
-        None
+    pub fn slot_owner(&self, slot: u32) -> Option<&SlotOwner> {
+        self.slots.owner(slot)
     }
 
     /// Every endpoint, by interface.
     pub fn endpoints(&self) -> Vec<EndpointStatus> {
-        Vec::new()
+        self.endpoints.iter().map(status).collect()
     }
 
     /// How much is compiled.
     pub fn counts(&self) -> Counts {
-        Counts::default()
+        let compiler = &self.compiler;
+        let (functions, long_functions, _) = compiler.functions.counts();
+        Counts {
+            endpoints: self.endpoints.len(),
+            sets: compiler.sets.len(),
+            atoms: compiler.atoms.live(),
+            classes: compiler.classes.len(),
+            rows: compiler.rows.len() + self.rest.verdicts(),
+            // The function of "not isolated" is in no map.
+            functions: functions.saturating_sub(1),
+            long_functions,
+            peers: compiler.addresses.present(),
+            prefixes: compiler.prefixes.len(),
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        let compiler = &self.compiler;
+        self.touched.is_empty()
+            && self.withdrawals.is_empty()
+            && self.foreign.is_none()
+            && compiler.moved.is_empty()
+            && compiler.retired.is_empty()
+            && compiler.rows.is_settled()
+    }
+
+    fn withdraw_later(&mut self, endpoint: Endpoint) {
+        for set in endpoint.wanted {
+            if let Some(set) = self.compiler.sets.get_mut(set) {
+                set.wanted -= 1;
+            }
+            self.compiler.drop_set_if_unused(set);
+        }
+        if endpoint.slot != 0 {
+            let ifindex = endpoint.local.ifindex;
+            self.withdrawals.push(Withdrawal {
+                is_open: endpoint.published.is_some(),
+                published: endpoint.published.map(|published| (ifindex, published)),
+                slot: endpoint.slot,
+            });
+        }
+    }
+
+    /// After a restart: what the earlier agent published and nobody claims, or whose pod is not
+    /// known any more, goes with the first plan.
+    fn withdraw_unclaimed(&mut self) {
+        if self.foreign.is_none() {
+            return;
+        }
+        let unclaimed: Vec<Endpoint> = self.adopted.drain().map(|(_, endpoint)| endpoint).collect();
+        for endpoint in unclaimed {
+            self.withdraw_later(endpoint);
+        }
+        let orphans: Vec<u32> = self
+            .endpoints
+            .iter()
+            .filter(|endpoint| endpoint.published.is_some() && endpoint.pod.is_none())
+            .map(|endpoint| endpoint.local.ifindex)
+            .collect();
+        for ifindex in orphans {
+            if let Some(endpoint) = self.endpoints.remove(ifindex) {
+                let local = endpoint.local.clone();
+                self.withdraw_later(endpoint);
+                self.endpoints.insert(Endpoint::new(local));
+            }
+        }
+    }
+}
+
+fn status(endpoint: &Endpoint) -> EndpointStatus {
+    let published = endpoint.published.as_ref();
+    let progress = match (&endpoint.pod, published, endpoint.slot) {
+        (_, Some(_), _) => Progress::Published,
+        (None, None, _) => Progress::PodUnknown,
+        (Some(_), None, 0) => Progress::NoSlot,
+        (Some(_), None, _) => Progress::Planned,
+    };
+    EndpointStatus {
+        ifindex: endpoint.local.ifindex,
+        uid: endpoint.local.uid.clone(),
+        pod: endpoint.pod.as_ref().map(|pod| pod.name.clone()),
+        progress,
+        slot: endpoint.slot,
+        sets: published.map_or([0; 2], |published| published.config.sets),
+        revision: published.map_or(0, |published| published.revision),
     }
 }

@@ -1,0 +1,184 @@
+//! A plan before it is decided: everything that would move, counted against the limits. Nothing
+//! is changed by making one, so refusing it leaves the old state as it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use agent_common::Address;
+use agent_common::maps::{Config, peer_bucket};
+
+use super::Engine;
+use super::transition::{Change, Meanwhile, Transition, TransitionalRow};
+use crate::compile::peer_classes::ClassId;
+use crate::compile::policy_sets::SetId;
+use crate::compile::prefixes::{Net, Row};
+use crate::plan::Refused;
+
+/// A published endpoint whose row changes.
+#[derive(Clone, Debug)]
+pub(super) struct Flip {
+    pub(super) ifindex: u32,
+    pub(super) config: Config,
+    /// It judges some packet differently afterwards.
+    pub(super) is_revised: bool,
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(super) struct Draft {
+    pub(super) flips: Vec<Flip>,
+    /// Endpoints to publish for the first time.
+    pub(super) fresh: Vec<(u32, Config)>,
+    /// Rows of `PEERS_EXACT` that change.
+    pub(super) peers: Vec<(Address, Row)>,
+    /// Rows of `PEERS_CIDR` that change.
+    pub(super) prefixes: Vec<(Net, Row)>,
+    /// True when moving keys need care while endpoints flip.
+    pub(super) has_targets: bool,
+    pub(super) meanwhile: BTreeMap<Change, Meanwhile>,
+    /// Rows of transitional classes, whose ids are still to be given.
+    pub(super) transitional: Vec<(Change, Vec<TransitionalRow>)>,
+    /// Buckets of peers whose connections are to be judged again.
+    pub(super) buckets: BTreeSet<u16>,
+}
+
+impl Engine {
+    pub(super) fn draft(&self) -> Result<Draft, Refused> {
+        let foreign = self.foreign.as_ref();
+        let mut transition = Transition::new(&self.compiler, foreign);
+        let gone = self
+            .withdrawals
+            .iter()
+            .filter_map(|gone| gone.published.as_ref());
+        for set in gone.flat_map(|(_, published)| published.sets()) {
+            transition.leave(set);
+        }
+        let mut changing = Vec::new();
+        let mut fresh = Vec::new();
+        for ifindex in &self.touched {
+            let Some(endpoint) = self.endpoints.get(*ifindex) else {
+                continue;
+            };
+            if endpoint.pod.is_none() || endpoint.slot == 0 {
+                continue;
+            }
+            let config = endpoint.config();
+            let Some(published) = &endpoint.published else {
+                fresh.push((*ifindex, config));
+                continue;
+            };
+            if published.config == config {
+                continue;
+            }
+            let pairs = published.sets().into_iter().zip(endpoint.wanted);
+            let pairs: Vec<(SetId, SetId)> = pairs.filter(|(from, to)| from != to).collect();
+            for (from, to) in &pairs {
+                transition.flip(*from, *to);
+            }
+            changing.push((*ifindex, config, pairs));
+        }
+        let flips = changing.into_iter().map(|(ifindex, config, pairs)| Flip {
+            ifindex,
+            config,
+            is_revised: pairs
+                .into_iter()
+                .any(|(from, to)| transition.is_revised(from, to)),
+        });
+        let flips = flips.collect();
+        let meanwhile = transition.meanwhile();
+        let own = meanwhile
+            .iter()
+            .filter(|(_, meanwhile)| **meanwhile == Meanwhile::Own);
+        let transitional = own
+            .map(|(change, _)| (*change, transition.rows(*change, ClassId::NOTHING)))
+            .collect();
+        let buckets = self.buckets(&transition);
+        let draft = Draft {
+            flips,
+            fresh,
+            has_targets: transition.has_targets(),
+            meanwhile,
+            transitional,
+            buckets,
+            peers: transition.peers,
+            prefixes: transition.prefixes,
+        };
+        self.check(&draft)?;
+        Ok(draft)
+    }
+
+    /// Prefixes are not asked: a prefix's class changes with the rules that draw it, and whoever
+    /// has those rules gets a new set, and with it a new revision.
+    fn buckets(&self, transition: &Transition<'_>) -> BTreeSet<u16> {
+        let mut judged: BTreeMap<Change, bool> = BTreeMap::new();
+        let mut buckets = BTreeSet::new();
+        for (address, row) in &transition.peers {
+            let change = (row.old, row.new);
+            let is_stamped = *judged
+                .entry(change)
+                .or_insert_with(|| transition.is_stamped(change));
+            if is_stamped {
+                buckets.insert(peer_bucket(*address));
+            }
+        }
+        let moved = self.compiler.moved.addresses.iter();
+        let taken_over = moved.filter(|address| self.compiler.addresses.has_new_owner(**address));
+        buckets.extend(taken_over.map(|address| peer_bucket(*address)));
+        buckets
+    }
+
+    fn check(&self, draft: &Draft) -> Result<(), Refused> {
+        let options = &self.options;
+        let compiler = &self.compiler;
+        let transitional: usize = draft.transitional.iter().map(|(_, rows)| rows.len()).sum();
+        let new_peers = draft
+            .peers
+            .iter()
+            .filter(|(_, row)| row.present.is_none() && row.wanted.is_some());
+        let (_, _, port_rows) = compiler.functions.counts();
+        let adopted = self.adopted_rows.len();
+        let resting = self.rest.verdicts() + compiler.retired.rows.len();
+        for (what, wanted, limit) in [
+            (
+                "peer classes",
+                compiler.classes.len() + draft.transitional.len(),
+                options.classes,
+            ),
+            (
+                "verdict rows",
+                compiler.rows.len() + resting + adopted + transitional,
+                options.rows,
+            ),
+            (
+                "exact peer rows",
+                compiler.addresses.present() + new_peers.count(),
+                options.peers,
+            ),
+            ("prefix rows", compiler.prefixes.len(), options.prefixes),
+            (
+                "port rows",
+                port_rows + self.adopted_ports.len(),
+                options.ports,
+            ),
+        ] {
+            if wanted > limit {
+                return Err(Refused::Limit {
+                    what,
+                    wanted,
+                    limit,
+                });
+            }
+        }
+        let (wanted, free) = (
+            draft.flips.len() + draft.fresh.len(),
+            self.config_rows.len(),
+        );
+        if wanted > free {
+            return Err(Refused::ConfigRows {
+                wanted,
+                free,
+                retry_at: self.rest.next_config_row(),
+            });
+        }
+        self.compiler.ids.check()
+    }
+}

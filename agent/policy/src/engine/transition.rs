@@ -1,0 +1,257 @@
+//! What a plan has to do beyond writing the new beside the old: which moving keys need a class of
+//! their own while endpoints flip, who is judged differently, and who has to be judged again.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use agent_common::Address;
+use agent_common::maps::{PortFunction, VerdictKey};
+
+use crate::compile::Compiler;
+use crate::compile::peer_classes::{ClassId, Token};
+use crate::compile::policy_sets::SetId;
+use crate::compile::port_functions::FunctionId;
+use crate::compile::prefixes::{Net, Row};
+
+/// A key's class before and after.
+pub(super) type Change = (ClassId, ClassId);
+
+/// Rows of an earlier agent, by class: content unknown, verdicts copied as they are.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Foreign {
+    pub(super) rows: HashMap<ClassId, Vec<(SetId, PortFunction)>>,
+    pub(super) sets: BTreeSet<SetId>,
+}
+
+/// Which class a moving key has while endpoints flip.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Meanwhile {
+    /// Its old one: no set that endpoints flip to tells them apart.
+    Old,
+    /// Its new one already: no other set in force tells them apart.
+    New,
+    /// One of its own: old for old sets, new for the sets that endpoints flip to.
+    Own,
+}
+
+/// A row of a transitional class.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TransitionalRow {
+    pub(super) key: VerdictKey,
+    pub(super) row: PortFunction,
+    /// The compiled function behind it; `None` when it is an earlier agent's.
+    pub(super) function: Option<FunctionId>,
+}
+
+/// Everything that moves in one plan.
+#[derive(Debug)]
+pub(super) struct Transition<'a> {
+    compiler: &'a Compiler,
+    foreign: Option<&'a Foreign>,
+    /// Rows of `PEERS_EXACT` that differ from the map.
+    pub(super) peers: Vec<(Address, Row)>,
+    /// Rows of `PEERS_CIDR` that differ from the map.
+    pub(super) prefixes: Vec<(Net, Row)>,
+    /// Sets that published endpoints flip to.
+    targets: BTreeSet<SetId>,
+    /// How many (endpoint, direction) pairs leave a set.
+    leaving: HashMap<SetId, usize>,
+    /// Distinct changes of class.
+    changes: BTreeSet<Change>,
+    /// How many keys leave a class.
+    departures: BTreeMap<ClassId, usize>,
+    revised: RefCell<HashMap<(SetId, SetId), bool>>,
+}
+
+impl<'a> Transition<'a> {
+    pub(super) fn new(compiler: &'a Compiler, foreign: Option<&'a Foreign>) -> Self {
+        let moved = &compiler.moved;
+        let peers = moved.addresses.iter().map(|address| {
+            let row = compiler.addresses.row(*address, &compiler.prefixes);
+            (*address, row)
+        });
+        let prefixes = moved
+            .prefixes
+            .iter()
+            .map(|net| (*net, compiler.prefixes.row(*net)));
+        let differs = |row: &Row| row.present != row.wanted;
+        let mut this = Self {
+            compiler,
+            foreign,
+            peers: peers.filter(|(_, row)| differs(row)).collect(),
+            prefixes: prefixes.filter(|(_, row)| differs(row)).collect(),
+            targets: BTreeSet::new(),
+            leaving: HashMap::new(),
+            changes: BTreeSet::new(),
+            departures: BTreeMap::new(),
+            revised: RefCell::default(),
+        };
+        let rows = this.peers.iter().map(|(_, row)| *row);
+        for row in rows.chain(this.prefixes.iter().map(|(_, row)| *row)) {
+            this.changes.insert((row.old, row.new));
+            if let Some(present) = row.present {
+                *this.departures.entry(present).or_default() += 1;
+            }
+        }
+        this
+    }
+
+    /// A published endpoint goes from one set to another in one direction.
+    pub(super) fn flip(&mut self, from: SetId, to: SetId) {
+        self.leave(from);
+        if to != SetId::NOT_ISOLATED {
+            self.targets.insert(to);
+        }
+    }
+
+    /// A published endpoint is withdrawn: one set in force less.
+    pub(super) fn leave(&mut self, from: SetId) {
+        *self.leaving.entry(from).or_default() += 1;
+    }
+
+    /// True when published endpoints flip to some set.
+    pub(super) fn has_targets(&self) -> bool {
+        !self.targets.is_empty()
+    }
+
+    /// What each change of class needs while endpoints flip.
+    pub(super) fn meanwhile(&self) -> BTreeMap<Change, Meanwhile> {
+        let changes = self.changes.iter();
+        changes
+            .map(|change| (*change, self.meanwhile_of(*change)))
+            .collect()
+    }
+
+    fn meanwhile_of(&self, (old, new): Change) -> Meanwhile {
+        if self.targets.is_empty() || old == new {
+            return Meanwhile::Old;
+        }
+        if self.is_foreign(old) {
+            return Meanwhile::Own;
+        }
+        let (mut targets_agree, mut others_agree) = (true, true);
+        for set in self.concerned((old, new)) {
+            if self.compiler.function(set, old) == self.compiler.function(set, new) {
+                continue;
+            }
+            if self.targets.contains(&set) {
+                targets_agree = false;
+            } else if self.is_published(set) {
+                others_agree = false;
+            }
+        }
+        if targets_agree {
+            Meanwhile::Old
+        } else if others_agree {
+            Meanwhile::New
+        } else {
+            Meanwhile::Own
+        }
+    }
+
+    /// The rows of a transitional class.
+    pub(super) fn rows(&self, (old, new): Change, class: ClassId) -> Vec<TransitionalRow> {
+        let key = |set: SetId| VerdictKey {
+            set: set.0,
+            class: class.0,
+        };
+        let tokens = |class| self.compiler.classes.tokens(class).iter().copied();
+        let mut rows = Vec::new();
+        for set in self.compiler.sets_of(tokens(old).chain(tokens(new))) {
+            let from = if self.targets.contains(&set) {
+                new
+            } else if self.is_published(set) {
+                old
+            } else {
+                continue;
+            };
+            let function = self.compiler.function(set, from);
+            if let Some(function) = function
+                && self.compiler.function(set, ClassId::NOTHING) != Some(function)
+            {
+                rows.push(TransitionalRow {
+                    key: key(set),
+                    row: self.compiler.functions.row(function),
+                    function: Some(function),
+                });
+            }
+        }
+        let copied = self.foreign.and_then(|foreign| foreign.rows.get(&old));
+        rows.extend(
+            copied
+                .into_iter()
+                .flatten()
+                .map(|(set, row)| TransitionalRow {
+                    key: key(*set),
+                    row: *row,
+                    function: None,
+                }),
+        );
+        rows
+    }
+
+    /// True when an endpoint that goes from one set to another meets a different verdict for some
+    /// packet once the plan is carried out.
+    pub(super) fn is_revised(&self, from: SetId, to: SetId) -> bool {
+        if let Some(known) = self.revised.borrow().get(&(from, to)) {
+            return *known;
+        }
+        let is_revised = self.judge_revision(from, to);
+        self.revised.borrow_mut().insert((from, to), is_revised);
+        is_revised
+    }
+
+    fn judge_revision(&self, from: SetId, to: SetId) -> bool {
+        if self
+            .foreign
+            .is_some_and(|foreign| foreign.sets.contains(&from))
+        {
+            return true;
+        }
+        let differs = |old, new| self.compiler.judges_differently((from, old), (to, new));
+        if differs(ClassId::NOTHING, ClassId::NOTHING) {
+            return true;
+        }
+        let rows = [from, to]
+            .into_iter()
+            .filter_map(|set| self.compiler.sets.get(set));
+        let mut classes = rows.flat_map(|set| set.rows.iter());
+        // Classes that some key keeps, then those that some key changes.
+        classes.any(|class| self.is_kept(*class) && differs(*class, *class))
+            || self.changes.iter().any(|(old, new)| differs(*old, *new))
+    }
+
+    /// True when an endpoint that keeps its set judges the change differently: connections of
+    /// the peer have to be judged again.
+    pub(super) fn is_stamped(&self, (old, new): Change) -> bool {
+        self.concerned((old, new)).into_iter().any(|set| {
+            let published = self.compiler.sets.get(set).map_or(0, |set| set.published);
+            let leaving = self.leaving.get(&set).copied().unwrap_or_default();
+            published > leaving && self.compiler.judges_differently((set, old), (set, new))
+        })
+    }
+
+    /// Sets that can tell the two classes apart.
+    fn concerned(&self, (old, new): Change) -> BTreeSet<SetId> {
+        let old: BTreeSet<Token> = self.compiler.classes.tokens(old).iter().copied().collect();
+        let new: BTreeSet<Token> = self.compiler.classes.tokens(new).iter().copied().collect();
+        self.compiler
+            .sets_of(old.symmetric_difference(&new).copied())
+    }
+
+    fn is_published(&self, set: SetId) -> bool {
+        self.compiler
+            .sets
+            .get(set)
+            .is_some_and(|set| set.published > 0)
+    }
+
+    fn is_foreign(&self, class: ClassId) -> bool {
+        class != ClassId::NOTHING && self.compiler.classes.get(class).is_none()
+    }
+
+    fn is_kept(&self, class: ClassId) -> bool {
+        let departures = self.departures.get(&class).copied().unwrap_or_default();
+        self.compiler.classes.present(class) > departures
+    }
+}
