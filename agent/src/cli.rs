@@ -9,6 +9,7 @@ mod client;
 mod completion;
 mod explain;
 mod flows;
+mod grid;
 mod matrix;
 mod offline;
 mod output;

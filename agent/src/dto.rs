@@ -159,7 +159,7 @@ pub struct Party {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// `port`, `namespaceSelector`, `podSelector`, `ipBlock`.
+    /// `port`, `namespace`, `pod`, `ipBlock`, `selects`, …
     pub condition: String,
     /// True when it holds.
     pub holds: bool,
@@ -218,6 +218,12 @@ pub struct Judgement {
     /// Rules that nearly admit it, nearest first.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub nearest: Vec<NearRule>,
+    /// What is often the cause, in sentences.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub suspects: Vec<String>,
+    /// What would admit it on this side.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub addition: Option<Addition>,
 }
 
 /// What was seen of a connection, and over how long.
@@ -270,9 +276,6 @@ pub struct Explanation {
     pub allowed_pairs: usize,
     /// Leaving the source, then entering the destination.
     pub judgements: Vec<Judgement>,
-    /// YAML to add, when one rule would admit it.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub fix: Option<Fix>,
     /// What the kernel counted; absent when no agent was asked.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub observed: Option<Observed>,
@@ -285,16 +288,23 @@ pub struct ExplanationList {
     pub items: Vec<Explanation>,
 }
 
-/// The smallest addition that admits a connection.
+/// The smallest addition to the policies that admits a connection on one side.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Fix {
-    /// `namespace/name` of the policy to add to.
+pub struct Addition {
+    /// `namespace/name` of the policy to add to, or of a new one.
     pub policy: String,
-    /// `spec.ingress` or `spec.egress`.
-    pub field: String,
-    /// The list item.
+    /// True when `yaml` is a whole policy.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub is_new_policy: bool,
+    /// `spec.ingress` or `spec.egress`, the list that `yaml` is an item of.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub field: Option<String>,
+    /// What to add.
     pub yaml: String,
+    /// What it admits beside what was asked for, when that is much.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub caution: Option<String>,
 }
 
 /// One refused (endpoint, peer, port), as DENIED holds it.

@@ -6,7 +6,7 @@ use std::fmt::{self, Display, Formatter};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -115,7 +115,7 @@ impl Step {
         if status.success() {
             return Ok(());
         }
-        Err(self.failed(&status.to_string()))
+        Err(self.failed(&self.ended(status)))
     }
 
     /// Runs it; what it writes on stdout is returned.
@@ -126,7 +126,7 @@ impl Step {
             .output()
             .with_context(|| format!("starting {}", self.program.display()))?;
         if !output.status.success() {
-            return Err(self.failed(&output.status.to_string()));
+            return Err(self.failed(&self.ended(output.status)));
         }
         String::from_utf8(output.stdout)
             .with_context(|| format!("reading the output of {}", self.program.display()))
@@ -162,10 +162,14 @@ impl Step {
     /// The error that says how the command ended and how to run it again.
     pub(crate) fn failed(&self, how: &str) -> anyhow::Error {
         Failed {
-            how: format!("{}: {how}", self.program.display()),
+            how: how.to_owned(),
             again: format!("cd {} && {self}", quote(self.dir.as_os_str())),
         }
         .into()
+    }
+
+    fn ended(&self, status: ExitStatus) -> String {
+        format!("{}: {status}", self.program.display())
     }
 
     fn announce(&self) {

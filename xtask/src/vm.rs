@@ -128,9 +128,9 @@ fn boot(kernel: &Path, image: &Path) -> Result<()> {
     let ended = child.wait().context("waiting for QEMU")?;
     match code {
         Some(0) => Ok(()),
-        Some(code) => Err(qemu.failed(&format!("kernel_check failed in the guest with {code}"))),
+        Some(code) => Err(qemu.failed(&format!("Linux 5.10: kernel_check ended with {code}"))),
         None => Err(qemu.failed(&format!(
-            "the guest died, or took over {LIMIT_S} s, before kernel_check ended ({ended})"
+            "Linux 5.10: the guest died, or took over {LIMIT_S} s, before kernel_check ended ({ended})"
         ))),
     }
 }

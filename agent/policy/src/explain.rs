@@ -8,6 +8,8 @@
 mod addition;
 mod conditions;
 mod suspects;
+#[cfg(test)]
+mod tests;
 mod words;
 
 use std::fmt;

@@ -20,3 +20,5 @@ pub mod plan;
 mod random;
 pub mod selector;
 pub mod tables;
+#[cfg(test)]
+mod written;

@@ -234,7 +234,6 @@ pub(crate) fn cluster() -> impl Strategy<Value = Cluster> {
     })
 }
 
-#[expect(dead_code, reason = "until evaluate has its properties")]
 pub(crate) fn packet() -> impl Strategy<Value = Packet> {
     let protocol = prop_oneof![9 => protocol(), 1 => Just(Protocol::ICMP)];
     (address(), address(), protocol, select(&NUMBERS)).prop_map(|(from, to, protocol, port)| {

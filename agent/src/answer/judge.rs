@@ -1,61 +1,98 @@
 //! One packet's judgements, in the words that leave the process.
 
 use agent_policy::cluster::Cluster;
-use agent_policy::evaluate::{self, Packet};
+use agent_policy::evaluate::Packet;
+use agent_policy::explain::{self, Addition, NearRule, Party, Side};
 use agent_policy::model::{Direction, Policy};
 
-use super::resolve::End;
-use crate::dto::{Isolating, Judgement};
+use super::words;
+use crate::dto;
 
 /// Leaving the source, then entering the destination.
-pub(super) fn judgements(
-    cluster: &Cluster,
-    from: &End,
-    to: &End,
-    packet: &Packet,
-) -> Vec<Judgement> {
-    let decisions = evaluate::evaluate(cluster, packet);
-    [
-        (Direction::Egress, from, decisions.egress),
-        (Direction::Ingress, to, decisions.ingress),
-    ]
-    .into_iter()
-    .map(|(direction, end, decision)| {
-        let isolated_by = match end {
-            End::Pod(pod) => evaluate::isolating(cluster, pod, direction)
-                .into_iter()
-                .map(|policy| isolating(policy, direction))
-                .collect(),
-            End::Address(_) => Vec::new(),
-        };
-        Judgement {
-            direction: direction.into(),
-            verdict: decision.verdict().into(),
-            reason: Some(decision.reason.as_label().to_owned()),
-            rule: decision.rule.as_ref().map(ToString::to_string),
-            note: note(end),
-            isolated_by,
-            nearest: Vec::new(),
-        }
-    })
-    .collect()
+pub(super) fn judgements(cluster: &Cluster, packet: &Packet) -> Vec<dto::Judgement> {
+    explain::explain(cluster, packet)
+        .sides()
+        .into_iter()
+        .map(judgement)
+        .collect()
 }
 
-/// What is said of an end that has no policy.
-fn note(end: &End) -> Option<String> {
-    match end {
-        End::Pod(pod) if pod.host_network => {
-            Some("shares its node's network: no policy applies to it".to_owned())
-        }
-        End::Pod(_) => None,
-        End::Address(_) => Some("no pod: no policy applies to it".to_owned()),
+/// What is said on one side only: egress at the source, ingress at the destination.
+pub fn judgement_of(cluster: &Cluster, packet: &Packet, direction: Direction) -> dto::Judgement {
+    let explained = explain::explain(cluster, packet);
+    judgement(match direction {
+        Direction::Ingress => &explained.ingress,
+        Direction::Egress => &explained.egress,
+    })
+}
+
+fn judgement(side: &Side) -> dto::Judgement {
+    dto::Judgement {
+        direction: side.direction.into(),
+        verdict: side.decision.verdict().into(),
+        reason: Some(side.decision.reason.as_label().to_owned()),
+        rule: side.decision.rule.as_ref().map(ToString::to_string),
+        note: match &side.endpoint {
+            Party::Pod(_) => None,
+            Party::Node { .. } => Some("a node's address: no policy applies to it".to_owned()),
+            Party::World(_) => Some("no pod: no policy applies to it".to_owned()),
+        },
+        isolated_by: side
+            .isolated_by
+            .iter()
+            .map(|each| dto::Isolating {
+                policy: each.policy.to_string(),
+                selects: each.selects(),
+                rules: each.rules,
+            })
+            .collect(),
+        nearest: side.nearest.iter().map(near_rule).collect(),
+        suspects: side.suspects.iter().map(ToString::to_string).collect(),
+        addition: side.addition.as_ref().map(addition),
     }
 }
 
-fn isolating(policy: &Policy, direction: Direction) -> Isolating {
-    Isolating {
+fn near_rule(near: &NearRule) -> dto::NearRule {
+    let conditions: Vec<dto::Condition> = near
+        .conditions
+        .iter()
+        .map(|each| dto::Condition {
+            condition: each.kind.as_label().to_owned(),
+            holds: each.is_met,
+            wants: each.wants.clone(),
+            has: match (each.subject.as_str(), each.has.as_str()) {
+                (_, "") => None,
+                ("", has) => Some(has.to_owned()),
+                (subject, has) => Some(format!("{subject} has {has}")),
+            },
+        })
+        .collect();
+    dto::NearRule {
+        rule: near.rule.to_string(),
+        failed: conditions
+            .iter()
+            .filter(|each| !each.holds)
+            .map(|each| each.condition.clone())
+            .collect(),
+        conditions,
+    }
+}
+
+fn addition(addition: &Addition) -> dto::Addition {
+    dto::Addition {
+        policy: addition.policy.to_string(),
+        is_new_policy: addition.is_new_policy,
+        field: (!addition.is_new_policy).then(|| format!("spec.{}", addition.direction)),
+        yaml: addition.yaml.clone(),
+        caution: addition.caution.map(str::to_owned),
+    }
+}
+
+/// A policy as one that isolates.
+pub(super) fn isolating(policy: &Policy, direction: Direction) -> dto::Isolating {
+    dto::Isolating {
         policy: policy.name.to_string(),
-        selects: "its pods".to_owned(),
+        selects: words::pods(&policy.pods),
         rules: policy.rules(direction).len(),
     }
 }

@@ -121,9 +121,9 @@ pub(crate) fn explain(
     port: &PortReference,
 ) -> Result<Explanation, AnswerError> {
     let pairs = pairs(from, to, port)?;
-    let judged: Vec<(&Pair<'_>, Verdict)> = pairs
+    let judged: Vec<(&Packet, Verdict)> = pairs
         .iter()
-        .map(|pair| (pair, evaluate::evaluate(cluster, &pair.packet).verdict()))
+        .map(|pair| (pair, evaluate::evaluate(cluster, pair).verdict()))
         .collect();
     let allowed_pairs = judged
         .iter()
@@ -139,7 +139,7 @@ pub(crate) fn explain(
             to: to.party.to_string(),
         })?;
     let is_allowed = allowed_pairs == pairs.len();
-    let number = shown.packet.port;
+    let number = shown.port;
     Ok(Explanation {
         from: from.party.clone(),
         to: to.party.clone(),
@@ -157,24 +157,13 @@ pub(crate) fn explain(
         partly: allowed_pairs > 0 && !is_allowed,
         pairs: pairs.len(),
         allowed_pairs,
-        judgements: judge::judgements(cluster, shown.from, shown.to, &shown.packet),
-        fix: None,
+        judgements: judge::judgements(cluster, shown),
         observed: None,
     })
 }
 
-/// One connection that a question stands for.
-struct Pair<'a> {
-    from: &'a End,
-    to: &'a End,
-    packet: Packet,
-}
-
-fn pairs<'a>(
-    from: &'a Resolved,
-    to: &'a Resolved,
-    port: &PortReference,
-) -> Result<Vec<Pair<'a>>, AnswerError> {
+/// The connections that a question stands for.
+fn pairs(from: &Resolved, to: &Resolved, port: &PortReference) -> Result<Vec<Packet>, AnswerError> {
     let number = from.ends.len() * to.ends.len();
     if number > MOST_PAIRS {
         return Err(AnswerError::TooMany {
@@ -198,15 +187,11 @@ fn pairs<'a>(
             for (source_address, address) in
                 same_family(source.addresses(), destination.addresses())
             {
-                pairs.push(Pair {
-                    from: source,
-                    to: destination,
-                    packet: Packet {
-                        from: source_address,
-                        to: address,
-                        protocol: port.protocol,
-                        port: number,
-                    },
+                pairs.push(Packet {
+                    from: source_address,
+                    to: address,
+                    protocol: port.protocol,
+                    port: number,
                 });
             }
         }

@@ -113,7 +113,9 @@ pub fn resolve(
         } => {
             let namespace = namespace.as_deref().unwrap_or(current);
             let pod = pod_named(cluster, namespace, name).ok_or_else(|| {
-                unknown(cluster, "pod", namespace, name, |pod| pod.name.to_string())
+                unknown(cluster, "pod", namespace, name, |pod| {
+                    vec![pod.name.to_string()]
+                })
             })?;
             one_pod(pod)
         }
@@ -133,7 +135,7 @@ pub fn resolve(
                     &kind.to_ascii_lowercase(),
                     namespace,
                     name,
-                    |pod| workload_text(pod),
+                    workload_candidate,
                 ))
             })
         }
@@ -149,7 +151,7 @@ pub fn resolve(
             let mut named = workloads.iter();
             match (named.next(), named.next()) {
                 (Some(only), None) => workload(cluster, namespace, only)
-                    .unwrap_or_else(|| Err(unknown(cluster, "pod", namespace, name, candidate))),
+                    .unwrap_or_else(|| Err(unknown(cluster, "pod", namespace, name, candidates))),
                 (Some(_), Some(_)) => Err(ResolveError::Ambiguous {
                     name: format!("{namespace}/{name}"),
                     candidates: workloads
@@ -162,7 +164,7 @@ pub fn resolve(
                     "pod or workload",
                     namespace,
                     name,
-                    candidate,
+                    candidates,
                 )),
             }
         }
@@ -205,13 +207,18 @@ fn workload_text(pod: &Pod) -> String {
     format!("{}/{}", pod.name.namespace, short_workload(&pod.workload))
 }
 
-/// The shortest reference that means a pod or its workload.
-fn candidate(pod: &Pod) -> String {
+/// References that mean a pod, or the workload it belongs to.
+fn candidates(pod: &Pod) -> Vec<String> {
+    let mut names = vec![pod.name.to_string()];
+    names.extend(workload_candidate(pod));
+    names
+}
+
+fn workload_candidate(pod: &Pod) -> Vec<String> {
     if pod.workload.is_empty() || pod.workload.starts_with("Pod/") {
-        pod.name.to_string()
-    } else {
-        workload_text(pod)
+        return Vec::new();
     }
+    vec![workload_text(pod)]
 }
 
 fn pod_named<'a>(cluster: &'a Cluster, namespace: &str, name: &str) -> Option<&'a Arc<Pod>> {
@@ -273,10 +280,10 @@ fn unknown(
     what: &str,
     namespace: &str,
     name: &str,
-    candidate: impl Fn(&Pod) -> String,
+    candidates: impl Fn(&Pod) -> Vec<String>,
 ) -> ResolveError {
     let wanted = format!("{namespace}/{name}");
-    let names: BTreeSet<String> = cluster.pods().map(|pod| candidate(pod)).collect();
+    let names: BTreeSet<String> = cluster.pods().flat_map(|pod| candidates(pod)).collect();
     let mut near: Vec<(usize, String)> = names
         .into_iter()
         .map(|each| {
@@ -410,11 +417,11 @@ mod tests {
     fn unknown_names_come_with_the_nearest_there_are() {
         assert_eq!(
             names("shop/deploy/apj").unwrap_err().to_string(),
-            "deployment shop/apj: there is none; nearest: shop/deploy/api, shop/job/db, shop/pod/late"
+            "deployment shop/apj: there is none; nearest: shop/deploy/api, shop/job/db, shop/sts/db"
         );
         assert_eq!(
             names("shp/api-1").unwrap_err().to_string(),
-            "pod or workload shp/api-1: there is none; nearest: shop/deploy/api, shop/late, shop/job/db"
+            "pod or workload shp/api-1: there is none; nearest: shop/api-1, shop/api-2, shop/deploy/api"
         );
     }
 

@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use super::Outcome;
 use super::output::{Cell, Column, Paint, Table, Terminal, age, counted, grouped};
 use crate::dto::{
-    DenialList, DirectionWord, Explanation, Isolating, Judgement, NearRule, Observed, VerdictWord,
+    Addition, DenialList, DirectionWord, Explanation, Isolating, Judgement, NearRule, Observed,
+    VerdictWord,
 };
 
 /// How a command ends that asked for one verdict.
@@ -161,13 +162,7 @@ fn can_reason(judgement: &Judgement) -> String {
                     .conditions
                     .iter()
                     .filter(|condition| !condition.holds)
-                    .map(|condition| {
-                        format!(
-                            "{} {}",
-                            short_condition(&condition.condition),
-                            condition.wants
-                        )
-                    })
+                    .map(|condition| format!("{} {}", condition.condition, condition.wants))
                     .collect();
                 if !wants.is_empty() {
                     text.push_str(&format!(" wants {}", wants.join(" and ")));
@@ -258,18 +253,15 @@ pub(super) fn write_why(
             continue;
         }
         write_isolating(out, terminal, &judgement.isolated_by)?;
-        for near in judgement.nearest.iter().take(2) {
+        if let Some(near) = judgement.nearest.first() {
             write_near(out, terminal, near)?;
         }
-    }
-    if let Some(fix) = &explanation.fix {
-        writeln!(
-            out,
-            "\n  to admit it, add to {} under {}:",
-            fix.policy, fix.field
-        )?;
-        for line in fix.yaml.lines() {
-            writeln!(out, "      {line}")?;
+        for suspect in &judgement.suspects {
+            let line = format!("! {suspect}");
+            writeln!(out, "\n  {}", terminal.paint(Paint::Audit, &line))?;
+        }
+        if let Some(addition) = &judgement.addition {
+            write_addition(out, terminal, addition)?;
         }
     }
     if let Some(observed) = &explanation.observed
@@ -342,13 +334,30 @@ fn write_isolating(
     table.write(out, terminal)
 }
 
-fn short_condition(condition: &str) -> &str {
-    match condition {
-        "namespaceSelector" => "namespace",
-        "podSelector" => "pod",
-        "ipBlock" => "address",
-        other => other,
+fn write_addition(
+    out: &mut impl Write,
+    terminal: &Terminal,
+    addition: &Addition,
+) -> io::Result<()> {
+    match &addition.field {
+        Some(field) => writeln!(
+            out,
+            "\n  to admit it, add to {} under {field}:",
+            addition.policy
+        )?,
+        None => writeln!(out, "\n  to admit it, apply:")?,
     }
+    for line in addition.yaml.lines() {
+        writeln!(out, "      {line}")?;
+    }
+    if let Some(caution) = &addition.caution {
+        writeln!(
+            out,
+            "  {}",
+            terminal.paint(Paint::Audit, &format!("! {caution}"))
+        )?;
+    }
+    Ok(())
 }
 
 fn write_near(out: &mut impl Write, terminal: &Terminal, near: &NearRule) -> io::Result<()> {
@@ -387,11 +396,7 @@ fn write_near(out: &mut impl Write, terminal: &Terminal, near: &NearRule) -> io:
             "             ".into(),
             Cell::painted(
                 Paint::of(verdict),
-                format!(
-                    "{} {}",
-                    terminal.glyph(verdict),
-                    short_condition(&condition.condition)
-                ),
+                format!("{} {}", terminal.glyph(verdict), condition.condition),
             ),
             wants.into(),
             has.map(String::as_str).unwrap_or_default().into(),
@@ -504,7 +509,7 @@ fn write_lost(terminal: &Terminal, lost: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dto::{Condition, Fix, Party};
+    use crate::dto::{Condition, Party};
 
     fn workload(namespace: &str, workload: &str) -> Party {
         Party {
@@ -540,6 +545,8 @@ mod tests {
                     note: None,
                     isolated_by: Vec::new(),
                     nearest: Vec::new(),
+                    suspects: Vec::new(),
+                    addition: None,
                 },
                 Judgement {
                     direction: DirectionWord::Ingress,
@@ -561,24 +568,27 @@ mod tests {
                     ],
                     nearest: vec![NearRule {
                         rule: "payments/allow-case-api/ingress/0".to_owned(),
-                        failed: vec!["namespaceSelector".to_owned()],
+                        failed: vec!["namespace".to_owned()],
                         conditions: vec![
                             condition("port", true, "TCP/8080", "TCP/8080"),
                             condition(
-                                "namespaceSelector",
+                                "namespace",
                                 false,
                                 "name=case-management",
                                 "web has tier=edge",
                             ),
                         ],
                     }],
+                    suspects: vec!["the namespace has another label".to_owned()],
+                    addition: Some(Addition {
+                        policy: "payments/allow-case-api".to_owned(),
+                        is_new_policy: false,
+                        field: Some("spec.ingress".to_owned()),
+                        yaml: "- from:\n  - podSelector: {}\n".to_owned(),
+                        caution: Some("admits every pod".to_owned()),
+                    }),
                 },
             ],
-            fix: Some(Fix {
-                policy: "payments/allow-case-api".to_owned(),
-                field: "spec.ingress".to_owned(),
-                yaml: "- from:\n  - podSelector: {}\n".to_owned(),
-            }),
             observed: None,
         }
     }
@@ -604,9 +614,12 @@ mod tests {
                ✓ port       TCP/8080
                ✗ namespace  wants name=case-management  web has tier=edge
 
+  ! the namespace has another label
+
   to admit it, add to payments/allow-case-api under spec.ingress:
       - from:
         - podSelector: {}
+  ! admits every pod
 ";
         assert_eq!(
             text(|out| write_why(out, &Terminal::PLAIN, &denied())),

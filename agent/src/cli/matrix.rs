@@ -1,11 +1,17 @@
 //! `picket matrix`: every pair of pods and external addresses, as policy judges it.
 
+use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use super::Outcome;
-use super::output::{StreamFormat, Terminal};
+use agent_policy::matrix::{Matrix, Port, Question, matrix};
+use agent_policy::model::Verdict;
+
+use super::offline::Manifests;
+use super::output::{self, StreamFormat, Terminal, counted, grouped};
+use super::{Outcome, grid};
 use crate::answer::PortArg;
+use crate::dto::API_VERSION;
 
 /// Who reaches whom: every pair of pods, judged offline from manifests
 #[derive(Debug, clap::Args)]
@@ -37,13 +43,128 @@ pub(super) struct Args {
 
 impl Args {
     pub(super) fn run(&self, terminal: &Terminal) -> anyhow::Result<Outcome> {
-        let _ = (
-            terminal,
-            &self.filename,
-            &self.ports,
-            &self.endpoints,
-            self.output,
+        let manifests = Manifests::load(&self.filename, terminal)?;
+        let question = Question {
+            ports: self
+                .ports
+                .iter()
+                .map(|port| Port {
+                    protocol: port.protocol,
+                    number: port.port,
+                })
+                .collect(),
+            endpoints: self.endpoints.clone(),
+        };
+        let matrix = matrix(&manifests.cluster, &question);
+        for finding in &matrix.findings {
+            terminal.say(&format!("note: {finding}"));
+        }
+        if self.ports.is_empty() && !self.endpoints.is_empty() {
+            terminal.say("note: add --port, for example --port TCP/443, to judge what leads out");
+        }
+        let mut out = output::stdout();
+        match self.output {
+            StreamFormat::Table => {
+                grid::write(&mut out, terminal, &matrix)?;
+                terminal.say(&summary(&matrix));
+            }
+            StreamFormat::Jsonl => write_lines(&mut out, &matrix)?,
+            StreamFormat::Json => {
+                write!(
+                    out,
+                    "{{\"apiVersion\":\"{API_VERSION}\",\"kind\":\"Matrix\",\"items\":["
+                )?;
+                write_objects(&mut out, &matrix, ",\n")?;
+                writeln!(out, "]}}")?;
+            }
+        }
+        out.flush()?;
+        Ok(manifests.outcome(Outcome::Yes))
+    }
+}
+
+/// One object a line. Other programs read this form: keys and their order are fixed.
+fn write_lines(out: &mut impl Write, matrix: &Matrix) -> anyhow::Result<()> {
+    write_objects(out, matrix, "\n")?;
+    if !matrix.rows.is_empty() {
+        out.write_all(b"\n")?;
+    }
+    Ok(())
+}
+
+fn write_objects(out: &mut impl Write, matrix: &Matrix, between: &str) -> anyhow::Result<()> {
+    // Each name is quoted once, not once a row.
+    let names: Vec<String> = matrix
+        .ends
+        .iter()
+        .map(|end| serde_json::to_string(&end.to_string()))
+        .collect::<Result<_, _>>()?;
+    for (place, row) in matrix.rows.iter().enumerate() {
+        if place > 0 {
+            out.write_all(between.as_bytes())?;
+        }
+        let (Some(from), Some(to)) = (names.get(row.from), names.get(row.to)) else {
+            continue;
+        };
+        write!(
+            out,
+            r#"{{"from":{from},"to":{to},"protocol":"{}","port":{},"ingress":"{}","egress":"{}","verdict":"{}"}}"#,
+            row.port.protocol,
+            row.port.number,
+            row.ingress,
+            row.egress,
+            row.verdict(),
+        )?;
+    }
+    Ok(())
+}
+
+fn summary(matrix: &Matrix) -> String {
+    let allowed = matrix
+        .rows
+        .iter()
+        .filter(|row| row.verdict() == Verdict::Allow)
+        .count();
+    format!(
+        "{} of {} allowed, among {}",
+        grouped(allowed as u64),
+        counted(matrix.rows.len(), "connection", "connections"),
+        counted(matrix.ends.len(), "end", "ends"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_policy::matrix::{End, Row};
+    use agent_policy::model::Protocol;
+
+    use super::*;
+
+    #[test]
+    fn lines_have_exactly_the_fixed_keys_in_their_order() {
+        let end = |last| End::External(IpAddr::from([10, 0, 0, last]));
+        let matrix = Matrix {
+            ends: vec![end(1), end(2)],
+            rows: vec![Row {
+                from: 0,
+                to: 1,
+                from_address: IpAddr::from([10, 0, 0, 1]),
+                to_address: IpAddr::from([10, 0, 0, 2]),
+                port: Port {
+                    protocol: Protocol::UDP,
+                    number: 53,
+                },
+                ingress: Verdict::Deny,
+                egress: Verdict::Allow,
+            }],
+            findings: Vec::new(),
+        };
+        let mut out = Vec::new();
+        write_lines(&mut out, &matrix).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "{\"from\":\"10.0.0.1\",\"to\":\"10.0.0.2\",\"protocol\":\"UDP\",\"port\":53,\
+             \"ingress\":\"deny\",\"egress\":\"allow\",\"verdict\":\"deny\"}\n"
         );
-        anyhow::bail!("matrix is not there yet")
     }
 }

@@ -129,7 +129,7 @@ pub(super) fn read(parts: Parts) -> (Policy, Vec<Finding>) {
     let mut rules_of = |direction: Direction, rules: Part<Vec<Part<RuleParts>>>| {
         let mut rules = read_rules(&mut reader, direction, rules);
         // A rule must not admit anything for pods or directions it may not have been meant for.
-        if !is_pod_selector_readable || !types.is_named(direction) {
+        if !is_pod_selector_readable || !(types.is_readable || types.is_named(direction)) {
             rules.fill(Rule::NOTHING);
         }
         rules
