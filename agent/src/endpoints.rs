@@ -1,9 +1,37 @@
 //! Local pods' interfaces, found whatever the CNI: addresses inside network namespaces and the
 //! host-side interface behind each. Which pod that is, is decided by `reconcile`.
+//!
+//! Nothing is asked of a container runtime: every namespace under `/run/netns` is entered and read
+//! by netlink. Links and addresses that come or go, here or in any namespace, make it be read
+//! again at once; a slow look finds what no message told.
 
+mod netlink;
+mod netns;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use notify::{RecursiveMode, Watcher as _};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+
+use netlink::{Link, Messages};
+use netns::Netns;
+
+/// Sightings under way to the reconciler; a full channel stops the looking, nothing else.
+const SIGHTINGS: usize = 4;
+/// Messages that come within this time of each other cause one look.
+const COALESCE: Duration = Duration::from_millis(2);
+/// However many messages come, a look is not put off longer than this.
+const COALESCE_AT_MOST: Duration = Duration::from_millis(15);
+/// Without any message the namespaces are looked through this often.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Index of a network interface of the node.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -22,13 +50,13 @@ pub struct Interface {
     pub ifindex: IfIndex,
     /// Name on the host side.
     pub name: String,
-    /// Addresses of the other end, link-local ones left out, sorted.
+    /// Addresses of the other end, link-local IPv6 ones left out, sorted.
     pub addresses: Vec<IpAddr>,
     /// The network namespace's file.
     pub netns: PathBuf,
 }
 
-/// An address inside a namespace that Picket cannot enforce: no veth into the node leads there.
+/// Addresses inside a namespace that Picket cannot enforce: no veth into the node leads there.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Unreachable {
     /// The network namespace's file.
@@ -37,6 +65,240 @@ pub struct Unreachable {
     pub interface: String,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// Why: `macvlan`, `peer is not in this namespace`.
+    /// Why, for people.
     pub why: String,
+}
+
+/// Everything that is there now.
+#[derive(Clone, Debug)]
+pub struct Sighting {
+    /// Interfaces that lead into namespaces, by index.
+    pub interfaces: BTreeMap<IfIndex, Interface>,
+    /// Indexes that vanished since the last sighting, also when an interface has the index again.
+    pub vanished: BTreeSet<IfIndex>,
+    /// Addresses that no interface of the node leads to.
+    pub unreachable: Vec<Unreachable>,
+    /// When the first sign of the change came.
+    pub noticed: Instant,
+}
+
+/// Looks for interfaces from now on, beginning with a sighting of what is there. Dropping the
+/// stream ends it.
+///
+/// # Errors
+/// The kernel gives no rtnetlink socket, or the thread cannot be started.
+pub fn watch(netns_dir: &Path) -> io::Result<ReceiverStream<Sighting>> {
+    let (sightings, stream) = mpsc::channel(SIGHTINGS);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    // Before the thread enters any namespace: messages are those of this one.
+    let messages = {
+        let _context = runtime.enter();
+        Messages::open()?
+    };
+    let watch = Watch {
+        home: Netns::own()?,
+        directory: netns_dir.to_owned(),
+        known: BTreeMap::new(),
+        unreachable: None,
+        messages,
+        files: FileSigns::default(),
+    };
+    // A thread of its own, because entering a namespace is a deed of the thread.
+    std::thread::Builder::new()
+        .name("endpoints".to_owned())
+        .spawn(move || runtime.block_on(watch.run(&sightings)))?;
+    Ok(ReceiverStream::new(stream))
+}
+
+struct Watch {
+    home: Netns,
+    directory: PathBuf,
+    known: BTreeMap<IfIndex, Interface>,
+    /// As last told; `None` before the first sighting.
+    unreachable: Option<Vec<Unreachable>>,
+    messages: Messages,
+    files: FileSigns,
+}
+
+impl Watch {
+    async fn run(mut self, sightings: &mpsc::Sender<Sighting>) {
+        let mut noticed = Instant::now();
+        loop {
+            let began = Instant::now();
+            self.files.attach(&self.directory);
+            match self.look(noticed).await {
+                Ok(Some(sighting)) => {
+                    if sightings.send(sighting).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "interfaces cannot be listed; endpoints stay as they are");
+                }
+            }
+            // At most half of the time is spent looking, however fast things come and go.
+            tokio::time::sleep(began.elapsed()).await;
+            tokio::select! {
+                () = sightings.closed() => return,
+                sign = timeout(LOOK_AGAIN, self.sign()) => {
+                    noticed = Instant::now();
+                    if sign.is_ok() {
+                        self.gather().await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for a sign that something may have changed.
+    async fn sign(&mut self) {
+        tokio::select! {
+            () = self.messages.next() => {}
+            () = self.files.changed.notified() => {}
+        }
+    }
+
+    /// Waits until no more signs come.
+    async fn gather(&mut self) {
+        let began = Instant::now();
+        while began.elapsed() < COALESCE_AT_MOST && timeout(COALESCE, self.sign()).await.is_ok() {}
+    }
+
+    /// One look; a sighting when it differs from the last.
+    async fn look(&mut self, noticed: Instant) -> io::Result<Option<Sighting>> {
+        let vanished = self.messages.take_vanished();
+        let host = netlink::links().await?;
+        let mut seen = self.look_inside(&host).await;
+        self.home.enter()?;
+
+        // The namespace's file may go before the pod does, and a namespace may be unreadable for a
+        // moment: an interface that was ours is, until it goes.
+        let mut interfaces = std::mem::take(&mut self.known);
+        interfaces.retain(|ifindex, interface| {
+            let is_here = host.get(&ifindex.0).map(|link| &link.name) == Some(&interface.name);
+            is_here && !vanished.contains(ifindex)
+        });
+        let before = interfaces.clone();
+        interfaces.append(&mut seen.interfaces);
+        seen.unreachable
+            .sort_by(|a, b| (&a.netns, &a.interface).cmp(&(&b.netns, &b.interface)));
+
+        let is_news = self.unreachable.as_ref() != Some(&seen.unreachable)
+            || before != interfaces
+            || !vanished.is_empty();
+        self.known = interfaces;
+        if !is_news {
+            return Ok(None);
+        }
+        self.unreachable = Some(seen.unreachable.clone());
+        Ok(Some(Sighting {
+            interfaces: self.known.clone(),
+            vanished,
+            unreachable: seen.unreachable,
+            noticed,
+        }))
+    }
+
+    /// Enters every namespace in turn. The thread ends up in the last one.
+    async fn look_inside(&self, host: &BTreeMap<u32, Link>) -> Seen {
+        let mut seen = Seen::default();
+        for netns in netns::list(&self.directory, &self.home) {
+            match netlink::inside(&netns, &self.home).await {
+                Ok(links) => {
+                    for link in links {
+                        seen.add(&netns, link, host);
+                    }
+                }
+                // It went, or is of a kind that cannot be entered; the next look tells.
+                Err(error) => {
+                    tracing::debug!(netns = %netns.path().display(), %error, "cannot be read");
+                }
+            }
+        }
+        seen
+    }
+}
+
+/// What one look found.
+#[derive(Default)]
+struct Seen {
+    interfaces: BTreeMap<IfIndex, Interface>,
+    unreachable: Vec<Unreachable>,
+}
+
+impl Seen {
+    fn add(&mut self, netns: &Netns, link: netlink::Inside, host: &BTreeMap<u32, Link>) {
+        let unreachable = |why: String| Unreachable {
+            netns: netns.path().to_owned(),
+            interface: link.link.name.clone(),
+            addresses: link.addresses.clone(),
+            why,
+        };
+        if link.link.kind != "veth" {
+            let kind = match &*link.link.kind {
+                "" => "physical",
+                kind => kind,
+            };
+            let why = format!("a {kind} interface; only veth pairs are enforced");
+            return self.unreachable.push(unreachable(why));
+        }
+        let peer = link.peer.filter(|_| link.leads_home);
+        match peer.and_then(|index| Some((index, host.get(&index)?))) {
+            Some((index, outside)) => {
+                let ifindex = IfIndex(index);
+                self.interfaces.insert(
+                    ifindex,
+                    Interface {
+                        ifindex,
+                        name: outside.name.clone(),
+                        addresses: link.addresses,
+                        netns: netns.path().to_owned(),
+                    },
+                );
+            }
+            None => self.unreachable.push(unreachable(
+                "a veth whose other end is not in the node's namespace".to_owned(),
+            )),
+        }
+    }
+}
+
+/// Signs from the directory of namespaces.
+#[derive(Default)]
+struct FileSigns {
+    watcher: Option<notify::RecommendedWatcher>,
+    inode: Option<u64>,
+    changed: Arc<Notify>,
+}
+
+impl FileSigns {
+    /// Watches the directory once it is there; without it, or without a watch, links tell.
+    fn attach(&mut self, directory: &Path) {
+        use std::os::unix::fs::MetadataExt as _;
+
+        let inode = directory.metadata().ok().map(|metadata| metadata.ino());
+        if self.watcher.is_some() && self.inode == inode {
+            return;
+        }
+        self.inode = inode;
+        self.watcher = None;
+        if inode.is_none() {
+            return;
+        }
+        let changed = Arc::clone(&self.changed);
+        let watcher = notify::recommended_watcher(move |_| changed.notify_one());
+        let watching = watcher.and_then(|mut watcher| {
+            watcher.watch(directory, RecursiveMode::NonRecursive)?;
+            Ok(watcher)
+        });
+        match watching {
+            Ok(watcher) => self.watcher = Some(watcher),
+            Err(error) => {
+                tracing::debug!(directory = %directory.display(), %error, "cannot be watched");
+            }
+        }
+    }
 }

@@ -1,0 +1,75 @@
+//! Network namespaces as files: which there are, and how to enter one.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use nix::sched::{CloneFlags, setns};
+
+/// `statfs` type of files that are namespaces (linux/magic.h: `NSFS_MAGIC`).
+const NSFS_MAGIC: u64 = 0x6e73_6673;
+
+/// A network namespace.
+#[derive(Debug)]
+pub(super) struct Netns {
+    path: PathBuf,
+    file: File,
+    id: (u64, u64),
+}
+
+impl Netns {
+    /// The namespace of the calling thread.
+    pub(super) fn own() -> io::Result<Self> {
+        Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        // Files are made before namespaces are mounted over them.
+        let kind = rustix::fs::fstatfs(&file)?.f_type;
+        if u64::try_from(kind) != Ok(NSFS_MAGIC) {
+            return Err(io::Error::other("not a namespace"));
+        }
+        let metadata = file.metadata()?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            id: (metadata.dev(), metadata.ino()),
+        })
+    }
+
+    /// The file it was found at.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The open file's number, for netlink.
+    pub(super) fn number(&self) -> u32 {
+        // An open descriptor is never negative.
+        self.file.as_raw_fd().unsigned_abs()
+    }
+
+    /// Moves the calling thread into it. Sockets that are open stay where they were made.
+    pub(super) fn enter(&self) -> io::Result<()> {
+        setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)
+    }
+}
+
+/// The namespaces of a directory, `home` left out, each once however many names it has. A
+/// directory that is not there has none.
+pub(super) fn list(directory: &Path, home: &Netns) -> Vec<Netns> {
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    let mut seen = HashSet::from([home.id]);
+    paths
+        .iter()
+        .filter_map(|path| Netns::open(path).ok())
+        .filter(|netns| seen.insert(netns.id))
+        .collect()
+}
