@@ -1,23 +1,45 @@
-//! The loop: event, apply, plan, write. The only writer of the kernel's maps.
+//! The loop: event, apply, plan, write. One task, the only writer of the kernel's maps.
+//!
+//! Before the first complete list of objects and the first look at interfaces nothing is written
+//! or attached, so a start can neither open nor close anything by half-knowledge. Then:
+//!
+//! - interfaces that are there get their rows first, their programs when the rows are in;
+//! - interfaces that come later get their programs at once and are closed until their rows are in,
+//!   a few milliseconds; one whose pod is not known yet is left alone until it is;
+//! - programs of an earlier agent stay in force, their rows are replaced by one plan;
+//! - an interface whose pod object goes is unpublished and left to the posture until it goes too.
 
+mod findings;
 mod handle;
-
-pub use handle::{Handle, Record, Records, Stopped};
+mod locals;
+mod plans;
+mod run;
+mod settings;
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::{Instant, SystemTime};
 
+use agent_policy::engine::Engine;
 use agent_policy::model::{ObjectName, PodUid};
 
 use crate::config::Config;
-use crate::endpoints::{IfIndex, Interface, Unreachable};
+use crate::dataplane::{Dataplane, Tick};
+use crate::endpoints::{IfIndex, Interface, Sighting, Unreachable};
 use crate::source::{Batch, Reported};
+
+pub use handle::{Handle, Record, Records, Stopped};
+pub use plans::{Histogram, Plans, Timing};
+pub(crate) use run::{Inputs, Reconciler};
 
 /// Everything that can wake the reconciler. Closed on purpose: this list is the documentation.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// Objects changed, or the first complete list is here.
+    /// Objects changed; the first one is the first complete list of every kind.
     Objects(Batch),
+    /// Interfaces came or went; the first one is everything that is there.
+    Interfaces(Sighting),
+    /// Rows have rested, or what failed is to be tried again.
+    Deadline,
     /// Someone wants to read the state.
     Ask(Question),
     /// Stop; enforcement stays as it is.
@@ -43,6 +65,12 @@ pub struct View<'a> {
     pub started: SystemTime,
     /// How far the agent is.
     pub phase: Phase,
+    /// Objects, and what is compiled of them.
+    pub engine: &'a Engine,
+    /// The maps and programs.
+    pub dataplane: &'a Dataplane,
+    /// The kernel's clock now; `None` when it could not be read.
+    pub tick: Option<Tick>,
     /// Interfaces that belong to a known pod, by index.
     pub endpoints: &'a BTreeMap<IfIndex, Endpoint>,
     /// Pods that are here but cannot be enforced.
@@ -56,7 +84,7 @@ pub struct View<'a> {
 /// How far the agent is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Phase {
-    /// The first complete list of objects or interfaces is not here yet; nothing was written.
+    /// The first plan is not in force yet. On a restart, what the last agent left is.
     Loading,
     /// Plans are applied as changes come.
     Enforcing,
@@ -84,7 +112,7 @@ pub enum EndpointState {
     Enforced,
     /// Its pod object went while the interface stayed: the posture decides.
     Orphaned,
-    /// The programs could not be attached; what that means and since when.
+    /// The programs could not be attached; tried again.
     Failed {
         /// Why.
         error: String,
@@ -100,77 +128,10 @@ pub struct Unenforced {
     pub place: Unreachable,
 }
 
-/// What applying plans took and how it went, since the agent started.
-#[derive(Clone, Debug, Default)]
-pub struct Plans {
-    /// Plans whose every write is in the maps.
-    pub applied: u64,
-    /// Writes carried out.
-    pub writes: u64,
-    /// Attempts that the kernel refused; the old state stayed, and they are tried again.
-    pub failures: u64,
-    /// Why the latest attempt failed, until one succeeds.
-    pub failing: Option<String>,
-    /// Plans refused whole because a limit would be exceeded.
-    pub refusals: u64,
-    /// Why the wanted state is refused, until it is not.
-    pub refused: Option<String>,
-    /// The latest plan.
-    pub last: Option<Timing>,
-    /// From a change being noticed to its last write.
-    pub watch_to_map: Histogram,
-    /// Compiling and planning.
-    pub compile: Histogram,
-    /// Writing and reading back.
-    pub swap: Histogram,
-}
-
-/// What one plan took.
-#[derive(Clone, Copy, Debug)]
-pub struct Timing {
-    /// When it was done.
-    pub at: SystemTime,
-    /// Its writes.
-    pub writes: usize,
-    /// From the earliest change in it being noticed to its last write.
-    pub watch_to_map: Duration,
-    /// Compiling and planning.
-    pub compile: Duration,
-    /// Writing and reading back.
-    pub swap: Duration,
-}
-
-/// Durations counted in buckets, as Prometheus wants them.
-#[derive(Clone, Debug, Default)]
-pub struct Histogram {
-    /// How many durations were at most the bound of the same place in [`Histogram::BOUNDS`];
-    /// not cumulative.
-    pub counts: [u64; Histogram::BOUNDS.len()],
-    /// How many were longer than every bound.
-    pub longer: u64,
-    /// Sum of all.
-    pub sum: Duration,
-}
-
-impl Histogram {
-    /// Upper bounds in seconds, inclusive.
-    pub const BOUNDS: [f64; 12] = [
-        0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
-    ];
-
-    /// Counts one duration.
-    pub(crate) fn observe(&mut self, duration: Duration) {
-        let seconds = duration.as_secs_f64();
-        let place = Self::BOUNDS.iter().position(|bound| seconds <= *bound);
-        match place.and_then(|place| self.counts.get_mut(place)) {
-            Some(count) => *count += 1,
-            None => self.longer += 1,
-        }
-        self.sum += duration;
-    }
-
-    /// How many durations were counted.
-    pub fn count(&self) -> u64 {
-        self.counts.iter().sum::<u64>() + self.longer
+/// The earlier of two moments, either of which may not be set.
+fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (one, None) | (None, one) => one,
     }
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use super::{Event, Question, View};
+use super::{Question, View};
 
 /// The loop has ended.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -13,13 +13,13 @@ pub struct Stopped;
 /// A way to ask the loop. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    events: mpsc::Sender<Event>,
+    questions: mpsc::Sender<Question>,
     records: broadcast::Sender<Bytes>,
 }
 
 impl Handle {
-    pub(crate) fn new(events: mpsc::Sender<Event>, records: broadcast::Sender<Bytes>) -> Self {
-        Self { events, records }
+    pub(crate) fn new(questions: mpsc::Sender<Question>, records: broadcast::Sender<Bytes>) -> Self {
+        Self { questions, records }
     }
 
     /// Runs a reading of the state on the loop, between two plans, and returns what it found.
@@ -36,8 +36,8 @@ impl Handle {
             // Whoever asked may have gone; then the answer is of no use to anyone.
             drop(answer.send(read(view)));
         }));
-        self.events
-            .send(Event::Ask(question))
+        self.questions
+            .send(question)
             .await
             .map_err(|_closed| Stopped)?;
         answered.await.map_err(|_closed| Stopped)

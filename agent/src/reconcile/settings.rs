@@ -1,0 +1,54 @@
+//! The knobs of the kernel's programs, and the engine's limits, from the configuration.
+
+use agent_common::conntrack::Timeout;
+use agent_common::maps::{Settings, settings_flags};
+use agent_policy::engine;
+
+use crate::config::{Config, Posture};
+use crate::dataplane::Dataplane;
+
+/// Seconds after which a refusal that goes on is reported again.
+const REPORT_AFTER_S: u32 = 30;
+/// Seconds during which a connection older than the attachment may be taken up (strict knob).
+const MID_STREAM_GRACE_S: u32 = 60;
+/// New flows a second that one endpoint may open: several times what a busy proxy opens, a fifth
+/// of the flood that pushed idle connections out of a shared table within seconds.
+const NEW_FLOWS_PER_S: u32 = 10_000;
+/// New flows an endpoint may open at once.
+const NEW_FLOWS_AT_ONCE: u32 = 20_000;
+
+/// What the programs read.
+pub(super) fn settings(config: &Config, hz: u32) -> Settings {
+    let posture = match config.posture {
+        Posture::Closed => 0,
+        Posture::Open => settings_flags::UNKNOWN_OPEN,
+    };
+    Settings {
+        flags: settings_flags::REPORT_ALLOWED | posture,
+        hz,
+        report_interval: hz.saturating_mul(REPORT_AFTER_S),
+        mid_stream_grace: hz.saturating_mul(MID_STREAM_GRACE_S),
+        timeouts: Timeout::defaults(hz),
+        budget_rate: NEW_FLOWS_PER_S,
+        budget_burst: NEW_FLOWS_AT_ONCE,
+        mark_mask: 0,
+        reserved: 0,
+    }
+}
+
+/// How much the engine may use: what the maps hold.
+pub(super) fn limits(config: &Config, dataplane: &Dataplane) -> engine::Options {
+    let entries = |name: &str| {
+        let kept = dataplane.kept_capacities();
+        let pinned = kept.iter().find(|kept| kept.map == name);
+        let entries = pinned.map_or_else(|| config.capacities.of(name), |kept| kept.pinned);
+        usize::try_from(entries).unwrap_or(usize::MAX)
+    };
+    engine::Options {
+        rows: entries("VERDICTS"),
+        peers: entries("PEERS_EXACT"),
+        prefixes: entries("PEERS_CIDR"),
+        ports: entries("PORTS"),
+        ..engine::Options::default()
+    }
+}
