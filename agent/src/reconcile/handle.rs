@@ -18,7 +18,10 @@ pub struct Handle {
 }
 
 impl Handle {
-    pub(crate) fn new(questions: mpsc::Sender<Question>, records: broadcast::Sender<Bytes>) -> Self {
+    pub(crate) fn new(
+        questions: mpsc::Sender<Question>,
+        records: broadcast::Sender<Bytes>,
+    ) -> Self {
         Self { questions, records }
     }
 

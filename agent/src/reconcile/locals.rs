@@ -146,40 +146,33 @@ impl Locals {
     fn decide_one(&mut self, ifindex: IfIndex, cluster: &Cluster) -> Option<Decision> {
         let interface = self.interfaces.get(&ifindex)?.clone();
         let current = self.owners.get(&ifindex).cloned();
-        match self.owner_of(&interface, current.as_ref(), cluster) {
-            Some(pod) => {
-                let owner = Owner {
-                    uid: pod.uid.clone(),
-                    is_orphaned: false,
-                };
-                if let Some(current) = &current
-                    && current.uid != owner.uid
-                {
-                    self.release(&current.uid, ifindex);
-                }
-                self.by_owner.insert(owner.uid.clone(), ifindex);
-                let is_new = self.newcomers.remove(&ifindex);
-                self.owners.insert(ifindex, owner);
-                Some(Decision::Enforce {
-                    interface,
-                    uid: pod.uid.clone(),
-                    pod: pod.name.clone(),
-                    is_new,
-                })
-            }
-            None => {
-                let current = current?;
-                self.release(&current.uid, ifindex);
-                self.owners.insert(
-                    ifindex,
-                    Owner {
-                        is_orphaned: true,
-                        ..current.clone()
-                    },
-                );
-                (!current.is_orphaned).then_some(Decision::Orphan(ifindex))
-            }
+        let Some(pod) = self.owner_of(&interface, current.as_ref(), cluster) else {
+            let current = current?;
+            self.release(&current.uid, ifindex);
+            let orphaned = Owner {
+                uid: current.uid,
+                is_orphaned: true,
+            };
+            self.owners.insert(ifindex, orphaned);
+            return (!current.is_orphaned).then_some(Decision::Orphan(ifindex));
+        };
+        if let Some(current) = &current
+            && current.uid != pod.uid
+        {
+            self.release(&current.uid, ifindex);
         }
+        self.by_owner.insert(pod.uid.clone(), ifindex);
+        let owner = Owner {
+            uid: pod.uid.clone(),
+            is_orphaned: false,
+        };
+        self.owners.insert(ifindex, owner);
+        Some(Decision::Enforce {
+            interface,
+            uid: pod.uid.clone(),
+            pod: pod.name.clone(),
+            is_new: self.newcomers.remove(&ifindex),
+        })
     }
 
     /// The pod an interface belongs to.
@@ -192,6 +185,7 @@ impl Locals {
         let kept = current
             .filter(|owner| !owner.is_orphaned)
             .and_then(|owner| cluster.pod(&owner.uid))
+            .map(AsRef::as_ref)
             .filter(|pod| self.is_local(pod));
         // A terminating pod keeps its interface; a completed one only until another has the address.
         if let Some(pod) = kept
@@ -366,7 +360,11 @@ mod tests {
                 Decision::Orphan(ifindex) => format!("{ifindex} orphaned"),
                 Decision::Remove(ifindex) => format!("{ifindex} removed"),
             };
-            self.locals.decide(&self.cluster).into_iter().map(words).collect()
+            self.locals
+                .decide(&self.cluster)
+                .into_iter()
+                .map(words)
+                .collect()
         }
     }
 
@@ -380,7 +378,10 @@ mod tests {
             join.see(&[(7, &["10.0.0.1"]), (8, &["10.0.0.2"])]),
             ["8 is b new"]
         );
-        assert!(join.see(&[(7, &["10.0.0.1"]), (8, &["10.0.0.2"])]).is_empty());
+        assert!(
+            join.see(&[(7, &["10.0.0.1"]), (8, &["10.0.0.2"])])
+                .is_empty()
+        );
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! The loop itself: what each event does, and the order of writing and attaching.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use agent_common::maps::{NAME_SLOT, NameKey};
 use agent_policy::cluster::Touched;
 use agent_policy::engine::{Engine, LocalEndpoint, Progress as Published};
 use agent_policy::model::{ObjectName, PodUid};
+use agent_policy::plan::{Plan, Summary};
 use agent_policy::tables::Tables;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
@@ -70,6 +72,18 @@ impl Inputs {
     }
 }
 
+/// How far the loop is. Only [`Reconciler::settle`] leads from `Loading` to `Settled`, and nothing
+/// is written or attached before.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Stage {
+    /// Which first lists are here.
+    Loading { objects: bool, interfaces: bool },
+    /// Everything is known, the knobs are written, the first plan is not in force yet.
+    Settled,
+    /// The first plan is in force.
+    Enforcing,
+}
+
 /// The state of the loop.
 #[derive(Debug)]
 pub(crate) struct Reconciler {
@@ -83,10 +97,7 @@ pub(crate) struct Reconciler {
     plans: Plans,
     started: SystemTime,
     clock: Instant,
-    are_objects_listed: bool,
-    are_interfaces_seen: bool,
-    are_settings_written: bool,
-    is_enforcing: bool,
+    stage: Stage,
     progress: Progress,
     writing: Backoff,
     /// Interfaces that our programs are on, with the tick of the attachment (low 32 bits).
@@ -137,10 +148,10 @@ impl Reconciler {
             plans: Plans::default(),
             started: SystemTime::now(),
             clock: Instant::now(),
-            are_objects_listed: false,
-            are_interfaces_seen: false,
-            are_settings_written: false,
-            is_enforcing: false,
+            stage: Stage::Loading {
+                objects: false,
+                interfaces: false,
+            },
             progress: Progress::default(),
             writing: Backoff::default(),
             attached,
@@ -174,7 +185,9 @@ impl Reconciler {
             Event::Interfaces(sighting) => {
                 self.notice(sighting.noticed);
                 self.locals.sight(sighting);
-                self.are_interfaces_seen = true;
+                if let Stage::Loading { interfaces, .. } = &mut self.stage {
+                    *interfaces = true;
+                }
             }
             // What is due is looked at after every event.
             Event::Deadline => {}
@@ -193,7 +206,9 @@ impl Reconciler {
         self.locals.touch(&touched, self.engine.cluster());
         findings::tell(&self.findings, &batch.findings);
         self.findings = batch.findings;
-        self.are_objects_listed = true;
+        if let Stage::Loading { objects, .. } = &mut self.stage {
+            *objects = true;
+        }
     }
 
     /// Something changed, so what failed may well succeed now.
@@ -204,7 +219,7 @@ impl Reconciler {
     }
 
     fn reconcile(&mut self) {
-        if !(self.are_objects_listed && self.are_interfaces_seen && self.settle()) {
+        if !self.settle() {
             return;
         }
         for decision in self.locals.decide(self.engine.cluster()) {
@@ -224,19 +239,25 @@ impl Reconciler {
         self.attach_those_with_rows();
     }
 
-    /// Writes the knobs, once.
+    /// True once everything is known and the knobs are written.
     fn settle(&mut self) -> bool {
-        if !self.are_settings_written {
-            let settings = settings::settings(&self.config, self.dataplane.hz());
-            match self.dataplane.put_settings(&settings) {
-                Ok(()) => self.are_settings_written = true,
-                Err(error) => {
-                    self.writing.fail(Instant::now());
-                    self.fail_writing(chain(&error));
-                }
+        match self.stage {
+            Stage::Settled | Stage::Enforcing => return true,
+            Stage::Loading {
+                objects: true,
+                interfaces: true,
+            } => {}
+            Stage::Loading { .. } => return false,
+        }
+        let settings = settings::settings(&self.config, self.dataplane.hz());
+        match self.dataplane.put_settings(&settings) {
+            Ok(()) => self.stage = Stage::Settled,
+            Err(error) => {
+                self.writing.fail(Instant::now());
+                self.fail_writing(chain(&error));
             }
         }
-        self.are_settings_written
+        self.stage == Stage::Settled
     }
 
     fn enforce(&mut self, interface: Interface, uid: PodUid, pod: ObjectName, is_new: bool) {
@@ -318,7 +339,10 @@ impl Reconciler {
 
     fn report_unenforced(&mut self) {
         let unenforced = self.locals.unenforced(self.engine.cluster());
-        for new in unenforced.iter().filter(|each| !self.unenforced.contains(each)) {
+        for new in unenforced
+            .iter()
+            .filter(|each| !self.unenforced.contains(each))
+        {
             warn!(
                 pod = %new.pod,
                 netns = %new.place.netns.display(),
@@ -341,7 +365,7 @@ impl Reconciler {
             match self.engine.plan(self.clock.elapsed()) {
                 Ok(None) => {
                     self.plans.refused = None;
-                    self.is_enforcing = true;
+                    self.be_ready();
                     self.noticed = None;
                     break;
                 }
@@ -367,10 +391,17 @@ impl Reconciler {
         self.mark_published();
     }
 
-    fn carry_out(&mut self, plan: &std::sync::Arc<agent_policy::plan::Plan>, compile: Duration) -> bool {
+    fn carry_out(
+        &mut self,
+        plan: &std::sync::Arc<agent_policy::plan::Plan>,
+        compile: Duration,
+    ) -> bool {
         let from = self.progress.begin(plan);
         let began = Instant::now();
-        match self.dataplane.apply(plan.writes.get(from..).unwrap_or_default()) {
+        match self
+            .dataplane
+            .apply(plan.writes.get(from..).unwrap_or_default())
+        {
             Ok(writes) => {
                 self.plans.writes += writes as u64;
                 self.progress.finish();
@@ -401,7 +432,10 @@ impl Reconciler {
     fn fail_writing(&mut self, error: String) {
         self.plans.failures += 1;
         if self.plans.failing.as_ref() != Some(&error) {
-            error!(error, "the kernel refused a write; the old state stays, tried again");
+            error!(
+                error,
+                "the kernel refused a write; the old state stays, tried again"
+            );
         }
         self.plans.failing = Some(error);
     }
@@ -474,7 +508,7 @@ impl Reconciler {
     /// The low half of the kernel's tick; 0 when it cannot be read, which gives no grace.
     fn now_in_jiffies(&mut self) -> u32 {
         match self.dataplane.tick() {
-            Ok(tick) => tick.jiffies as u32,
+            Ok(tick) => (tick.jiffies & u64::from(u32::MAX)) as u32,
             Err(error) => {
                 debug!(error = chain(&error), "the kernel's clock cannot be read");
                 0
@@ -498,10 +532,9 @@ impl Reconciler {
         View {
             config: &self.config,
             started: self.started,
-            phase: if self.is_enforcing {
-                Phase::Enforcing
-            } else {
-                Phase::Loading
+            phase: match self.stage {
+                Stage::Loading { .. } | Stage::Settled => Phase::Loading,
+                Stage::Enforcing => Phase::Enforcing,
             },
             engine: &self.engine,
             dataplane: &self.dataplane,
@@ -515,23 +548,28 @@ impl Reconciler {
 }
 
 /// One line a plan; those that only clear away are not news.
-fn tell(summary: &agent_policy::plan::Summary, timing: &Timing) {
-    match timing.watch_to_map {
-        Some(watch_to_map) => info!(
-            writes = timing.writes,
-            published = summary.endpoints_published,
-            flipped = summary.endpoints_flipped,
-            revised = summary.endpoints_revised,
-            withdrawn = summary.endpoints_withdrawn,
-            peers_moved = summary.peers_moved,
-            prefixes_moved = summary.prefixes_moved,
-            compile_us = timing.compile.as_micros() as u64,
-            swap_us = timing.swap.as_micros() as u64,
-            took_us = watch_to_map.as_micros() as u64,
-            "plan applied"
-        ),
-        None => debug!(writes = timing.writes, "rows cleared away"),
-    }
+fn tell(summary: &Summary, timing: &Timing) {
+    let Some(watch_to_map) = timing.watch_to_map else {
+        debug!(writes = timing.writes, "rows cleared away");
+        return;
+    };
+    info!(
+        writes = timing.writes,
+        published = summary.endpoints_published,
+        flipped = summary.endpoints_flipped,
+        revised = summary.endpoints_revised,
+        withdrawn = summary.endpoints_withdrawn,
+        peers_moved = summary.peers_moved,
+        prefixes_moved = summary.prefixes_moved,
+        compile_ms = millis(timing.compile),
+        swap_ms = millis(timing.swap),
+        took_ms = millis(watch_to_map),
+        "plan applied"
+    );
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
 }
 
 /// Whose an interface was under the last agent, and since when its programs are on.
