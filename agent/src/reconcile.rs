@@ -9,12 +9,14 @@
 //! - programs of an earlier agent stay in force, their rows are replaced by one plan;
 //! - an interface whose pod object goes is unpublished and left to the posture until it goes too.
 
+mod attaching;
 mod findings;
 mod handle;
 mod locals;
 mod plans;
 mod run;
 mod settings;
+mod writing;
 
 use std::collections::BTreeMap;
 use std::time::{Instant, SystemTime};

@@ -1,31 +1,25 @@
 //! The loop itself: what each event does, and the order of writing and attaching.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use agent_common::maps::{NAME_SLOT, NameKey};
 use agent_policy::cluster::Touched;
-use agent_policy::engine::{Engine, LocalEndpoint, Progress as Published};
+use agent_policy::engine::Engine;
 use agent_policy::model::{ObjectName, PodUid};
-use agent_policy::plan::{Plan, Summary};
-use agent_policy::tables::Tables;
 use tokio::sync::{mpsc, oneshot};
-use tracing::{debug, error, info, warn};
+use tracing::warn;
 
+use super::attaching::left_at;
 use super::locals::{Decision, Locals};
 use super::plans::{Backoff, Progress};
 use super::{
-    Endpoint, EndpointState, Event, Phase, Plans, Question, Timing, Unenforced, View, earlier,
-    findings, settings,
+    Endpoint, Event, Phase, Plans, Question, Unenforced, View, earlier, findings, settings,
 };
-use crate::config::{Config, Posture};
+use crate::config::Config;
 use crate::dataplane::{Dataplane, DataplaneError};
-use crate::endpoints::{IfIndex, Interface, Sighting};
+use crate::endpoints::{IfIndex, Sighting};
 use crate::source::{Batch, Reported};
 
-/// Plans written in one go; more follow at once, but events come first.
-const PLANS_AT_ONCE: usize = 8;
 /// Events taken in before a plan is made of them.
 const EVENTS_AT_ONCE: usize = 1024;
 
@@ -75,7 +69,7 @@ impl Inputs {
 /// How far the loop is. Only [`Reconciler::settle`] leads from `Loading` to `Settled`, and nothing
 /// is written or attached before.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Stage {
+pub(super) enum Stage {
     /// Which first lists are here.
     Loading { objects: bool, interfaces: bool },
     /// Everything is known, the knobs are written, the first plan is not in force yet.
@@ -87,28 +81,28 @@ enum Stage {
 /// The state of the loop.
 #[derive(Debug)]
 pub(crate) struct Reconciler {
-    config: Config,
-    engine: Engine,
-    dataplane: Dataplane,
-    locals: Locals,
-    endpoints: BTreeMap<IfIndex, Endpoint>,
-    unenforced: Vec<Unenforced>,
-    findings: Vec<Reported>,
-    plans: Plans,
-    started: SystemTime,
-    clock: Instant,
-    stage: Stage,
-    progress: Progress,
-    writing: Backoff,
+    pub(super) config: Config,
+    pub(super) engine: Engine,
+    pub(super) dataplane: Dataplane,
+    pub(super) locals: Locals,
+    pub(super) endpoints: BTreeMap<IfIndex, Endpoint>,
+    pub(super) unenforced: Vec<Unenforced>,
+    pub(super) findings: Vec<Reported>,
+    pub(super) plans: Plans,
+    pub(super) started: SystemTime,
+    pub(super) clock: Instant,
+    pub(super) stage: Stage,
+    pub(super) progress: Progress,
+    pub(super) writing: Backoff,
     /// Interfaces that our programs are on, with the tick of the attachment (low 32 bits).
-    attached: HashMap<IfIndex, u32>,
+    pub(super) attached: HashMap<IfIndex, u32>,
     /// Interfaces whose programs wait for their rows.
-    unattached: BTreeSet<IfIndex>,
-    attaching: Backoff,
+    pub(super) unattached: BTreeSet<IfIndex>,
+    pub(super) attaching: Backoff,
     /// Interfaces that an earlier agent's programs are on, with whose they were.
-    left: HashMap<IfIndex, (PodUid, ObjectName)>,
+    pub(super) left: HashMap<IfIndex, (PodUid, ObjectName)>,
     /// When the oldest change was noticed that is not in force yet.
-    noticed: Option<Instant>,
+    pub(super) noticed: Option<Instant>,
 }
 
 impl Reconciler {
@@ -260,262 +254,6 @@ impl Reconciler {
         self.stage == Stage::Settled
     }
 
-    fn enforce(&mut self, interface: Interface, uid: PodUid, pod: ObjectName, is_new: bool) {
-        let ifindex = interface.ifindex;
-        if is_new {
-            // Closed until its rows are in: nothing is published for it yet.
-            self.attach(ifindex, &interface.name);
-        }
-        let attached = match self.attached.get(&ifindex) {
-            Some(since) => *since,
-            None => self.now_in_jiffies(),
-        };
-        if !self.attached.contains_key(&ifindex) {
-            self.unattached.insert(ifindex);
-        }
-        self.engine.attach(LocalEndpoint {
-            uid: uid.clone(),
-            ifindex: ifindex.0,
-            // Those its object states: what a pod puts on its interface is not evidence.
-            addresses: Vec::new(),
-            attached,
-            fails_open: self.config.posture == Posture::Open,
-        });
-        let before = self.endpoints.remove(&ifindex);
-        let state = match before {
-            Some(before) if before.uid == uid && before.state == EndpointState::Enforced => {
-                EndpointState::Enforced
-            }
-            Some(_) | None => EndpointState::Pending,
-        };
-        self.endpoints.insert(
-            ifindex,
-            Endpoint {
-                interface,
-                uid,
-                pod,
-                state,
-            },
-        );
-    }
-
-    fn orphan(&mut self, ifindex: IfIndex) {
-        self.engine.detach(ifindex.0);
-        if !self.endpoints.contains_key(&ifindex)
-            && let (Some(interface), Some((uid, pod))) =
-                (self.locals.interface(ifindex), self.left.get(&ifindex))
-        {
-            let endpoint = Endpoint {
-                interface: interface.clone(),
-                uid: uid.clone(),
-                pod: pod.clone(),
-                state: EndpointState::Orphaned,
-            };
-            self.endpoints.insert(ifindex, endpoint);
-        }
-        if let Some(endpoint) = self.endpoints.get_mut(&ifindex) {
-            endpoint.state = EndpointState::Orphaned;
-            warn!(
-                interface = %endpoint.interface.name,
-                pod = %endpoint.pod,
-                posture = self.config.posture.as_label(),
-                "the pod's object is gone and its interface is not: the posture decides until it goes"
-            );
-        }
-    }
-
-    fn remove(&mut self, ifindex: IfIndex) {
-        self.engine.detach(ifindex.0);
-        if let Err(error) = self.dataplane.detach(ifindex.0) {
-            warn!(%ifindex, error = chain(&error), "what is left of a vanished interface stays pinned");
-        }
-        self.attached.remove(&ifindex);
-        self.unattached.remove(&ifindex);
-        self.left.remove(&ifindex);
-        if let Some(endpoint) = self.endpoints.remove(&ifindex) {
-            debug!(pod = %endpoint.pod, interface = %endpoint.interface.name, "endpoint gone");
-        }
-    }
-
-    fn report_unenforced(&mut self) {
-        let unenforced = self.locals.unenforced(self.engine.cluster());
-        for new in unenforced
-            .iter()
-            .filter(|each| !self.unenforced.contains(each))
-        {
-            warn!(
-                pod = %new.pod,
-                netns = %new.place.netns.display(),
-                interface = %new.place.interface,
-                why = %new.place.why,
-                "pod is not enforced"
-            );
-        }
-        self.unenforced = unenforced;
-    }
-
-    /// Brings the maps to what is wanted, as far as the kernel takes it.
-    fn write(&mut self) {
-        for _ in 0..PLANS_AT_ONCE {
-            let began = Instant::now();
-            if self.writing.is_waiting(began) {
-                return;
-            }
-            self.writing.begin();
-            match self.engine.plan(self.clock.elapsed()) {
-                Ok(None) => {
-                    self.plans.refused = None;
-                    self.be_ready();
-                    self.noticed = None;
-                    break;
-                }
-                Ok(Some(plan)) => {
-                    self.plans.refused = None;
-                    let compile = began.elapsed();
-                    if !self.carry_out(&plan, compile) {
-                        return;
-                    }
-                }
-                Err(refused) => {
-                    self.plans.refusals += 1;
-                    let refused = refused.to_string();
-                    if self.plans.refused.as_ref() != Some(&refused) {
-                        error!(reason = refused, "plan refused, the state in force stays");
-                    }
-                    self.plans.refused = Some(refused);
-                    self.writing.fail(Instant::now());
-                    return;
-                }
-            }
-        }
-        self.mark_published();
-    }
-
-    fn carry_out(
-        &mut self,
-        plan: &std::sync::Arc<agent_policy::plan::Plan>,
-        compile: Duration,
-    ) -> bool {
-        let from = self.progress.begin(plan);
-        let began = Instant::now();
-        match self
-            .dataplane
-            .apply(plan.writes.get(from..).unwrap_or_default())
-        {
-            Ok(writes) => {
-                self.plans.writes += writes as u64;
-                self.progress.finish();
-                self.writing.reset();
-                self.engine.written(self.clock.elapsed());
-                let noticed = self.noticed.take();
-                let timing = Timing {
-                    at: SystemTime::now(),
-                    writes: plan.writes.len(),
-                    watch_to_map: noticed.map(|at| at.elapsed()),
-                    compile,
-                    swap: began.elapsed(),
-                };
-                self.plans.done(timing);
-                tell(&plan.summary, &timing);
-                true
-            }
-            Err(error) => {
-                self.progress.advance(error.at);
-                self.plans.writes += error.at as u64;
-                self.writing.fail(Instant::now());
-                self.fail_writing(chain(&error));
-                false
-            }
-        }
-    }
-
-    fn fail_writing(&mut self, error: String) {
-        self.plans.failures += 1;
-        if self.plans.failing.as_ref() != Some(&error) {
-            error!(
-                error,
-                "the kernel refused a write; the old state stays, tried again"
-            );
-        }
-        self.plans.failing = Some(error);
-    }
-
-    fn mark_published(&mut self) {
-        for status in self.engine.endpoints() {
-            let ifindex = IfIndex(status.ifindex);
-            if let Some(endpoint) = self.endpoints.get_mut(&ifindex)
-                && endpoint.state == EndpointState::Pending
-                && status.progress == Published::Published
-                && self.attached.contains_key(&ifindex)
-            {
-                endpoint.state = EndpointState::Enforced;
-            }
-        }
-    }
-
-    /// Attaches programs to interfaces whose rows are in, or never will be: those take the posture.
-    fn attach_those_with_rows(&mut self) {
-        if self.unattached.is_empty() || self.attaching.is_waiting(Instant::now()) {
-            return;
-        }
-        self.attaching.begin();
-        for status in self.engine.endpoints() {
-            let ifindex = IfIndex(status.ifindex);
-            let is_due = match status.progress {
-                Published::Published | Published::NoSlot => true,
-                Published::PodUnknown | Published::Planned => false,
-            };
-            if !is_due || !self.unattached.contains(&ifindex) {
-                continue;
-            }
-            if let Some(endpoint) = self.endpoints.get(&ifindex) {
-                let name = endpoint.interface.name.clone();
-                self.attach(ifindex, &name);
-            }
-        }
-        self.mark_published();
-    }
-
-    fn attach(&mut self, ifindex: IfIndex, name: &str) {
-        match self.dataplane.attach(ifindex.0, name) {
-            Ok(()) => {
-                self.unattached.remove(&ifindex);
-                let now = self.now_in_jiffies();
-                self.attached.insert(ifindex, now);
-                self.set_state(ifindex, EndpointState::Pending);
-            }
-            Err(error) => {
-                let error = chain(&error);
-                self.unattached.insert(ifindex);
-                self.attaching.fail(Instant::now());
-                let state = EndpointState::Failed { error };
-                if self.endpoints.get(&ifindex).map(|each| &each.state) != Some(&state)
-                    && let EndpointState::Failed { error } = &state
-                {
-                    error!(interface = name, error, "pod is not enforced; tried again");
-                }
-                self.set_state(ifindex, state);
-            }
-        }
-    }
-
-    fn set_state(&mut self, ifindex: IfIndex, state: EndpointState) {
-        if let Some(endpoint) = self.endpoints.get_mut(&ifindex) {
-            endpoint.state = state;
-        }
-    }
-
-    /// The low half of the kernel's tick; 0 when it cannot be read, which gives no grace.
-    fn now_in_jiffies(&mut self) -> u32 {
-        match self.dataplane.tick() {
-            Ok(tick) => (tick.jiffies & u64::from(u32::MAX)) as u32,
-            Err(error) => {
-                debug!(error = chain(&error), "the kernel's clock cannot be read");
-                0
-            }
-        }
-    }
-
     /// When something is due although no event came.
     fn deadline(&self) -> Option<Instant> {
         // Never at once: events come first.
@@ -547,59 +285,8 @@ impl Reconciler {
     }
 }
 
-/// One line a plan; those that only clear away are not news.
-fn tell(summary: &Summary, timing: &Timing) {
-    let Some(watch_to_map) = timing.watch_to_map else {
-        debug!(writes = timing.writes, "rows cleared away");
-        return;
-    };
-    info!(
-        writes = timing.writes,
-        published = summary.endpoints_published,
-        flipped = summary.endpoints_flipped,
-        revised = summary.endpoints_revised,
-        withdrawn = summary.endpoints_withdrawn,
-        peers_moved = summary.peers_moved,
-        prefixes_moved = summary.prefixes_moved,
-        compile_ms = millis(timing.compile),
-        swap_ms = millis(timing.swap),
-        took_ms = millis(watch_to_map),
-        "plan applied"
-    );
-}
-
-fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
-}
-
-/// Whose an interface was under the last agent, and since when its programs are on.
-fn left_at(ifindex: IfIndex, present: &Tables) -> ((PodUid, ObjectName), u32) {
-    let config = present
-        .endpoints
-        .get(&ifindex.0)
-        .and_then(|word| present.configs.get(&word.config_row));
-    let name = config.and_then(|config| {
-        let key = NameKey {
-            kind: NAME_SLOT,
-            id: config.slot,
-        };
-        let (uid, pod) = present.names.get(&key)?.split_once(' ')?;
-        let (namespace, name) = pod.split_once('/')?;
-        Some((PodUid(uid.into()), ObjectName::new(namespace, name)))
-    });
-    // Nothing was published for it: an orphan already.
-    let unknown = || {
-        let uid = PodUid(format!("interface {ifindex}").into());
-        (uid, ObjectName::new("", ""))
-    };
-    (
-        name.unwrap_or_else(unknown),
-        config.map_or(0, |config| config.attached),
-    )
-}
-
 /// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -1,0 +1,219 @@
+//! Interfaces: what is done about each decision, and when programs are attached.
+
+use std::time::Instant;
+
+use agent_common::maps::{NAME_SLOT, NameKey};
+use agent_policy::engine::{LocalEndpoint, Progress as Published};
+use agent_policy::model::{ObjectName, PodUid};
+use agent_policy::tables::Tables;
+use tracing::{debug, error, warn};
+
+use super::run::{Reconciler, chain};
+use super::{Endpoint, EndpointState};
+use crate::config::Posture;
+use crate::endpoints::{IfIndex, Interface};
+
+impl Reconciler {
+    pub(super) fn enforce(
+        &mut self,
+        interface: Interface,
+        uid: PodUid,
+        pod: ObjectName,
+        is_new: bool,
+    ) {
+        let ifindex = interface.ifindex;
+        if is_new {
+            // Closed until its rows are in: nothing is published for it yet.
+            self.attach(ifindex, &interface.name);
+        }
+        let attached = match self.attached.get(&ifindex) {
+            Some(since) => *since,
+            None => self.now_in_jiffies(),
+        };
+        if !self.attached.contains_key(&ifindex) {
+            self.unattached.insert(ifindex);
+        }
+        self.engine.attach(LocalEndpoint {
+            uid: uid.clone(),
+            ifindex: ifindex.0,
+            // Those its object states: what a pod puts on its interface is not evidence.
+            addresses: Vec::new(),
+            attached,
+            fails_open: self.config.posture == Posture::Open,
+        });
+        let before = self.endpoints.remove(&ifindex);
+        let state = match before {
+            Some(before) if before.uid == uid && before.state == EndpointState::Enforced => {
+                EndpointState::Enforced
+            }
+            Some(_) | None => EndpointState::Pending,
+        };
+        self.endpoints.insert(
+            ifindex,
+            Endpoint {
+                interface,
+                uid,
+                pod,
+                state,
+            },
+        );
+    }
+
+    pub(super) fn orphan(&mut self, ifindex: IfIndex) {
+        self.engine.detach(ifindex.0);
+        if !self.endpoints.contains_key(&ifindex)
+            && let (Some(interface), Some((uid, pod))) =
+                (self.locals.interface(ifindex), self.left.get(&ifindex))
+        {
+            let endpoint = Endpoint {
+                interface: interface.clone(),
+                uid: uid.clone(),
+                pod: pod.clone(),
+                state: EndpointState::Orphaned,
+            };
+            self.endpoints.insert(ifindex, endpoint);
+        }
+        if let Some(endpoint) = self.endpoints.get_mut(&ifindex) {
+            endpoint.state = EndpointState::Orphaned;
+            warn!(
+                interface = %endpoint.interface.name,
+                pod = %endpoint.pod,
+                posture = self.config.posture.as_label(),
+                "the pod's object is gone and its interface is not: the posture decides until it goes"
+            );
+        }
+    }
+
+    pub(super) fn remove(&mut self, ifindex: IfIndex) {
+        self.engine.detach(ifindex.0);
+        if let Err(error) = self.dataplane.detach(ifindex.0) {
+            warn!(%ifindex, error = chain(&error), "what is left of a vanished interface stays pinned");
+        }
+        self.attached.remove(&ifindex);
+        self.unattached.remove(&ifindex);
+        self.left.remove(&ifindex);
+        if let Some(endpoint) = self.endpoints.remove(&ifindex) {
+            debug!(pod = %endpoint.pod, interface = %endpoint.interface.name, "endpoint gone");
+        }
+    }
+
+    pub(super) fn report_unenforced(&mut self) {
+        let unenforced = self.locals.unenforced(self.engine.cluster());
+        for new in unenforced
+            .iter()
+            .filter(|each| !self.unenforced.contains(each))
+        {
+            warn!(
+                pod = %new.pod,
+                netns = %new.place.netns.display(),
+                interface = %new.place.interface,
+                why = %new.place.why,
+                "pod is not enforced"
+            );
+        }
+        self.unenforced = unenforced;
+    }
+
+    pub(super) fn mark_published(&mut self) {
+        for status in self.engine.endpoints() {
+            let ifindex = IfIndex(status.ifindex);
+            if let Some(endpoint) = self.endpoints.get_mut(&ifindex)
+                && endpoint.state == EndpointState::Pending
+                && status.progress == Published::Published
+                && self.attached.contains_key(&ifindex)
+            {
+                endpoint.state = EndpointState::Enforced;
+            }
+        }
+    }
+
+    /// Attaches programs to interfaces whose rows are in, or never will be: those take the posture.
+    pub(super) fn attach_those_with_rows(&mut self) {
+        if self.unattached.is_empty() || self.attaching.is_waiting(Instant::now()) {
+            return;
+        }
+        self.attaching.begin();
+        for status in self.engine.endpoints() {
+            let ifindex = IfIndex(status.ifindex);
+            let is_due = match status.progress {
+                Published::Published | Published::NoSlot => true,
+                Published::PodUnknown | Published::Planned => false,
+            };
+            if !is_due || !self.unattached.contains(&ifindex) {
+                continue;
+            }
+            if let Some(endpoint) = self.endpoints.get(&ifindex) {
+                let name = endpoint.interface.name.clone();
+                self.attach(ifindex, &name);
+            }
+        }
+        self.mark_published();
+    }
+
+    fn attach(&mut self, ifindex: IfIndex, name: &str) {
+        match self.dataplane.attach(ifindex.0, name) {
+            Ok(()) => {
+                self.unattached.remove(&ifindex);
+                let now = self.now_in_jiffies();
+                self.attached.insert(ifindex, now);
+                self.set_state(ifindex, EndpointState::Pending);
+            }
+            Err(error) => {
+                let error = chain(&error);
+                self.unattached.insert(ifindex);
+                self.attaching.fail(Instant::now());
+                let state = EndpointState::Failed { error };
+                if self.endpoints.get(&ifindex).map(|each| &each.state) != Some(&state)
+                    && let EndpointState::Failed { error } = &state
+                {
+                    error!(interface = name, error, "pod is not enforced; tried again");
+                }
+                self.set_state(ifindex, state);
+            }
+        }
+    }
+
+    fn set_state(&mut self, ifindex: IfIndex, state: EndpointState) {
+        if let Some(endpoint) = self.endpoints.get_mut(&ifindex) {
+            endpoint.state = state;
+        }
+    }
+
+    /// The low half of the kernel's tick; 0 when it cannot be read, which gives no grace.
+    #[expect(clippy::cast_possible_truncation, reason = "the maps keep low halves")]
+    fn now_in_jiffies(&mut self) -> u32 {
+        match self.dataplane.tick() {
+            Ok(tick) => tick.jiffies as u32,
+            Err(error) => {
+                debug!(error = chain(&error), "the kernel's clock cannot be read");
+                0
+            }
+        }
+    }
+}
+
+/// Whose an interface was under the last agent, and since when its programs are on.
+pub(super) fn left_at(ifindex: IfIndex, present: &Tables) -> ((PodUid, ObjectName), u32) {
+    let config = present
+        .endpoints
+        .get(&ifindex.0)
+        .and_then(|word| present.configs.get(&word.config_row));
+    let name = config.and_then(|config| {
+        let key = NameKey {
+            kind: NAME_SLOT,
+            id: config.slot,
+        };
+        let (uid, pod) = present.names.get(&key)?.split_once(' ')?;
+        let (namespace, name) = pod.split_once('/')?;
+        Some((PodUid(uid.into()), ObjectName::new(namespace, name)))
+    });
+    // Nothing was published for it: an orphan already.
+    let unknown = || {
+        let uid = PodUid(format!("interface {ifindex}").into());
+        (uid, ObjectName::new("", ""))
+    };
+    (
+        name.unwrap_or_else(unknown),
+        config.map_or(0, |config| config.attached),
+    )
+}
