@@ -12,10 +12,9 @@ mod report;
 mod steps;
 pub mod tables;
 
-use crate::address::Address;
 use crate::conntrack::Signal;
-use crate::maps::{Config, Counter, config_flags, settings_flags};
-use crate::packet::{self, Fragmentation, Frame, Headers, Packet, ParseError, ethernet};
+use crate::maps::{Config, Counter, PendingKey, config_flags, settings_flags};
+use crate::packet::{self, Fragmentation, Headers, Kind, Packet, ParseError, ethernet};
 use crate::verdict::{Direction, Reason, RuleId, Verdict};
 
 pub use tables::{DeniedRow, FlowEntry, FlowTables};
@@ -71,21 +70,23 @@ pub fn classify<T: FlowTables, P: Packet + ?Sized>(
     packet: &P,
     at: &Arrival,
 ) -> Outcome {
-    let parsed = packet::parse(packet);
+    let mut headers = Headers::default();
+    let kind = packet::parse_into(packet, &mut headers);
     // One load gives the row and the revision that every stamp below carries.
     let endpoint = tables.endpoint(at.ifindex);
-    let seen = Seen::new(at, packet.length(), tables.now(), endpoint, parsed);
+    let seen = Seen::new(at, packet.length(), tables.now(), endpoint, &headers);
     let config = endpoint.map(|(config, _)| config);
-    let decision = match way(tables, &seen, parsed, config) {
-        Step::Decided(decision) => decision,
+    let mut decision = Decision::without_rule(seen.direction);
+    match way(tables, &seen, kind, &headers, config, &mut decision) {
+        Step::Decided(reason) => decision.reason = reason,
         Step::NotMine => {
             tables.count(Counter::NotMine);
             return Outcome::NotMine;
         }
-    };
+    }
     match decision.reason.verdict() {
         Verdict::Allow => {
-            tables.passed(seen.slot, seen.direction, seen.bytes());
+            tables.passed(seen.slot(), seen.direction, seen.bytes());
             Outcome::Pass(decision.reason)
         }
         // No judgement in force has a reason of audit; if it had, it would not open anything.
@@ -101,49 +102,45 @@ pub fn classify<T: FlowTables, P: Packet + ?Sized>(
 fn way<T: FlowTables>(
     tables: &T,
     seen: &Seen<'_>,
-    parsed: Result<Frame, ParseError>,
+    kind: Result<Kind, ParseError>,
+    headers: &Headers,
     config: Option<&Config>,
+    decision: &mut Decision,
 ) -> Step {
-    let is_link_upkeep = match parsed {
-        Ok(Frame::Arp) => return seen.decided(Reason::Link),
-        Ok(Frame::Ip(_)) => link::is_link_upkeep(&seen.headers, seen.at),
+    let is_link_upkeep = match kind {
+        Ok(Kind::Arp) => return Step::Decided(Reason::Link),
+        Ok(Kind::Ip) => link::is_link_upkeep(headers, seen.at),
         Err(_) => false,
     };
     let Some(config) = config.filter(|config| config.flags & config_flags::PROGRAMMED != 0) else {
-        return seen.decided(if is_link_upkeep {
+        return Step::Decided(if is_link_upkeep {
             Reason::Link
         } else {
             posture_without_policy(tables, config)
         });
     };
-    if parsed.is_err() {
-        return seen.decided(Reason::Malformed);
+    if kind.is_err() {
+        return Step::Decided(Reason::Malformed);
     }
-    let Headers {
-        source,
-        destination,
-        ..
-    } = seen.headers;
+    let local = seen.flow.flow.local;
     match seen.at.hook {
-        Hook::FromPod if ownership::owns(config, source) => {}
-        Hook::FromPod if is_link_upkeep && ownership::is_link_source(source) => {}
-        Hook::FromPod => return seen.decided(Reason::SpoofedSource),
+        // The source, or the destination, is the endpoint's.
+        Hook::FromPod | Hook::ToPod if ownership::owns(config, local) => {}
+        Hook::FromPod if is_link_upkeep && ownership::is_link_source(local) => {}
+        Hook::FromPod => return Step::Decided(Reason::SpoofedSource),
         // Groups are judged by policy; link upkeep also reaches the pod's link-local addresses.
-        Hook::ToPod if is_link_upkeep || destination.is_group() => {}
-        Hook::ToPod if ownership::owns(config, destination) => {}
+        Hook::ToPod if is_link_upkeep || local.is_group() => {}
         Hook::ToPod => return Step::NotMine,
     }
     if is_link_upkeep {
-        return seen.decided(Reason::Link);
+        return Step::Decided(Reason::Link);
     }
-    if seen.headers.fragmentation == Fragmentation::Later {
-        return seen.decided(Reason::Fragment);
+    if headers.fragmentation == Fragmentation::Later {
+        return Step::Decided(Reason::Fragment);
     }
-    let signal = Signal::of(&seen.headers);
-    let flow = flow::key_of(&seen.headers, seen.at.hook, seen.slot);
-    Step::Decided(match flow::find(tables, seen, &flow, signal) {
-        Some(known) => steps::known_flow(tables, seen, config, &flow, signal, known),
-        None => steps::new_flow(tables, seen, config, &flow, signal),
+    Step::Decided(match flow::find(tables, seen) {
+        Some(known) => steps::known_flow(tables, seen, config, &known, decision),
+        None => steps::new_flow(tables, seen, config, decision),
     })
 }
 
@@ -163,20 +160,25 @@ fn posture_without_policy<T: FlowTables>(tables: &T, config: Option<&Config>) ->
     }
 }
 
-/// A packet, and what was read once for it.
+/// A packet, and what was read once for it. Small, and the only copy: the kernel has 512 bytes.
 struct Seen<'a> {
     at: &'a Arrival,
     direction: Direction,
-    /// All zero when it is no IP packet.
-    headers: Headers,
-    /// 64-bit jiffies.
-    now: u64,
+    signal: Signal,
+    /// The flow's key; its slot is 0 when no endpoint is published.
+    flow: PendingKey,
+    /// The ports the packet shows, the pod's and its peer's.
+    ports: (u16, u16),
+    /// TCP flags, ICMP type or the type of SCTP's first chunk; and ICMP's code.
+    detail: (u8, u8),
+    /// Where it came from says nothing about an IPv6 fragment.
+    has_fragment_header: bool,
     /// Length of the frame.
     length: u32,
-    /// The endpoint's slot; 0 when none is published.
-    slot: u32,
     /// The endpoint's revision, from the same load as its row.
     revision: u32,
+    /// 64-bit jiffies.
+    now: u64,
 }
 
 impl<'a> Seen<'a> {
@@ -186,20 +188,33 @@ impl<'a> Seen<'a> {
         length: u32,
         now: u64,
         endpoint: Option<(&Config, u32)>,
-        parsed: Result<Frame, ParseError>,
+        headers: &Headers,
     ) -> Self {
+        let (slot, revision) = match endpoint {
+            Some((config, revision)) => (config.slot, revision),
+            None => (0, 0),
+        };
         Self {
             at,
             direction: at.hook.direction(),
-            headers: match parsed {
-                Ok(Frame::Ip(headers)) => headers,
-                Ok(Frame::Arp) | Err(_) => Headers::default(),
+            signal: Signal::of(headers),
+            flow: flow::key_of(headers, at.hook, slot),
+            ports: match at.hook {
+                Hook::FromPod => (headers.source_port, headers.destination_port),
+                Hook::ToPod => (headers.destination_port, headers.source_port),
             },
-            now,
+            detail: (headers.detail, headers.code),
+            has_fragment_header: headers.has_fragment_header,
             length,
-            slot: endpoint.map_or(0, |(config, _)| config.slot),
-            revision: endpoint.map_or(0, |(_, revision)| revision),
+            revision,
+            now,
         }
+    }
+
+    /// The endpoint's slot.
+    #[inline(always)]
+    const fn slot(&self) -> u32 {
+        self.flow.slot
     }
 
     /// The clock of stamps: it wraps, and is only ever compared by differences.
@@ -218,29 +233,14 @@ impl<'a> Seen<'a> {
     const fn bytes(&self) -> u32 {
         self.length.saturating_sub(ethernet::HEADER_BYTES as u32)
     }
-
-    /// The other side's address, as the packet shows it.
-    #[inline(always)]
-    const fn peer(&self) -> Address {
-        match self.at.hook {
-            Hook::FromPod => self.headers.destination,
-            Hook::ToPod => self.headers.source,
-        }
-    }
-
-    /// Decided before any policy was asked.
-    #[inline(always)]
-    const fn decided(&self, reason: Reason) -> Step {
-        Step::Decided(Decision::without_rule(self.direction, reason))
-    }
 }
 
 /// How the way ends.
 enum Step {
     /// The packet is for another pod.
     NotMine,
-    /// It is judged.
-    Decided(Decision),
+    /// It passes or is dropped, by the reason's verdict.
+    Decided(Reason),
 }
 
 /// A verdict with all that is reported about it.
@@ -259,9 +259,9 @@ struct Decision {
 
 impl Decision {
     #[inline(always)]
-    const fn without_rule(direction: Direction, reason: Reason) -> Self {
+    const fn without_rule(direction: Direction) -> Self {
         Self {
-            reason,
+            reason: Reason::NotProgrammed,
             direction,
             rule: RuleId::NONE,
             set: 0,

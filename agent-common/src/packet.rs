@@ -121,33 +121,55 @@ pub enum Frame {
     Ip(Headers),
 }
 
-/// An IP header and its extensions, read: what is needed to go on.
-#[derive(Clone, Copy, Debug)]
-struct Network {
-    headers: Headers,
-    /// Where the transport header begins.
-    transport: usize,
-    /// Where the IP packet ends; padding may follow.
-    end: usize,
-}
-
 /// Reads a frame's headers.
 ///
 /// # Errors
 /// When it cannot be what it claims to be.
 #[inline(always)]
 pub fn parse<P: Packet + ?Sized>(packet: &P) -> Result<Frame, ParseError> {
-    let network = match ethernet::ethertype(packet)? {
-        ethernet::IPV4 => ipv4::parse(packet)?,
-        ethernet::IPV6 => ipv6::parse(packet)?,
-        ethernet::ARP => return Ok(Frame::Arp),
+    let mut headers = Headers::default();
+    Ok(match parse_into(packet, &mut headers)? {
+        Kind::Arp => Frame::Arp,
+        Kind::Ip => Frame::Ip(headers),
+    })
+}
+
+/// What a frame is, by its ethertype.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Kind {
+    /// ARP.
+    Arp,
+    /// IPv4 or IPv6.
+    Ip,
+}
+
+/// [`parse`], for who must be sparing with copies: the headers are written where they stay, and
+/// say nothing that is of use when this fails.
+///
+/// # Errors
+/// When the frame cannot be what it claims to be.
+#[inline(always)]
+pub fn parse_into<P: Packet + ?Sized>(
+    packet: &P,
+    headers: &mut Headers,
+) -> Result<Kind, ParseError> {
+    let extent = match ethernet::ethertype(packet)? {
+        ethernet::IPV4 => ipv4::parse(packet, headers)?,
+        ethernet::IPV6 => ipv6::parse(packet, headers)?,
+        ethernet::ARP => return Ok(Kind::Arp),
         _ => return Err(ParseError::Ethertype),
     };
-    let mut headers = network.headers;
     if headers.fragmentation != Fragmentation::Later {
-        transport::parse(packet, network.transport, network.end, &mut headers)?;
+        transport::parse(packet, extent, headers)?;
     }
-    Ok(Frame::Ip(headers))
+    Ok(Kind::Ip)
+}
+
+/// Where in a frame the transport header begins, and where the IP packet ends; padding may follow.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    transport: usize,
+    end: usize,
 }
 
 /// Where an IP packet ends that says it has `stated` bytes.

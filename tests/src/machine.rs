@@ -292,12 +292,12 @@ impl<P: PolicyTables> FlowTables for Machine<P> {
         *self.counters.borrow_mut().entry(counter).or_default() += 1;
     }
 
-    fn report(&self, event: &FlowEvent) -> bool {
+    fn report(&self, event: impl FnOnce() -> FlowEvent) -> bool {
         let mut events = self.events.borrow_mut();
         if events.len() >= self.event_capacity {
             return false;
         }
-        events.push(*event);
+        events.push(event());
         true
     }
 }

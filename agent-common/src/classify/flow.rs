@@ -2,7 +2,7 @@
 
 use super::{Hook, Seen, tables::FlowEntry as _, tables::FlowTables};
 use crate::conntrack::{self, Signal, State, Timeout};
-use crate::maps::{Connection, FlowKey, PendingKey};
+use crate::maps::{Connection, Counter, FlowKey, PendingKey};
 use crate::packet::{Headers, icmp::Echo};
 use crate::verdict::Direction;
 
@@ -51,10 +51,9 @@ pub fn key_of(headers: &Headers, hook: Hook, slot: u32) -> PendingKey {
     }
 }
 
-/// A flow that is known, as it was when it was found.
+/// A flow that is known.
 pub(super) struct Known<E> {
     pub(super) entry: E,
-    pub(super) connection: Connection,
     /// It was in PENDING.
     pub(super) is_pending: bool,
 }
@@ -62,12 +61,11 @@ pub(super) struct Known<E> {
 /// Finds the flow in CONNTRACK, else in PENDING. Expired entries, and those that a new connection
 /// with the same ports supersedes, are not found.
 #[inline(always)]
-pub(super) fn find<T: FlowTables>(
-    tables: &T,
-    seen: &Seen<'_>,
-    flow: &PendingKey,
-    signal: Signal,
-) -> Option<Known<T::Entry>> {
+pub(super) fn find<T: FlowTables>(tables: &T, seen: &Seen<'_>) -> Option<Known<T::Entry>> {
+    let (flow, signal) = (&seen.flow, seen.signal);
+    if matches!(signal, Signal::Untracked) {
+        return None;
+    }
     let kept = find_in(tables, seen, signal, tables.connection(flow), false);
     // A new connection waits in PENDING beside the old one with the same ports until it is
     // accepted, so a forged SYN takes nothing away.
@@ -91,7 +89,7 @@ fn find_in<T: FlowTables>(
     let entry = entry?;
     let connection = entry.read();
     let state = State::from_number(connection.state);
-    let place = Timeout::of(seen.headers.protocol, state) as usize;
+    let place = Timeout::of(seen.flow.flow.protocol, state) as usize;
     let lifetime = *tables.settings().timeouts.get(place)?;
     if conntrack::is_expired(&connection, lifetime, seen.now32()) {
         return None;
@@ -103,23 +101,14 @@ fn find_in<T: FlowTables>(
     if matches!(signal, Signal::Open) && !is_repeated {
         return None;
     }
-    Some(Known {
-        entry,
-        connection,
-        is_pending,
-    })
+    Some(Known { entry, is_pending })
 }
 
 /// Writes down that the packet belongs to the flow. The first reply moves it out of PENDING.
 #[inline(always)]
-pub(super) fn advance<T: FlowTables>(
-    tables: &T,
-    seen: &Seen<'_>,
-    flow: &PendingKey,
-    signal: Signal,
-    known: &Known<T::Entry>,
-) {
-    let before = &known.connection;
+pub(super) fn advance<T: FlowTables>(tables: &T, seen: &Seen<'_>, known: &Known<T::Entry>) {
+    let signal = seen.signal;
+    let before = known.entry.read();
     let is_from_originator = before.originator == seen.direction.index();
     let (state, flags) = conntrack::step(
         State::from_number(before.state),
@@ -128,18 +117,12 @@ pub(super) fn advance<T: FlowTables>(
         is_from_originator,
     );
     let now = seen.now32();
-    if known.is_pending && !is_from_originator && signal.may_promote() {
-        let promoted = Connection {
-            state: state.number(),
-            flags,
-            last_seen: now,
-            ..known.entry.read()
-        };
-        if tables.insert_connection(flow, &promoted) {
-            tables.delete_pending(flow);
-            return;
-        }
-        tables.count(crate::maps::Counter::ConnectionRefused);
+    if known.is_pending
+        && !is_from_originator
+        && signal.may_promote()
+        && promote(tables, seen, &known.entry, state, flags)
+    {
+        return;
     }
     if state.number() != before.state || flags != before.flags {
         known.entry.advance(state.number(), flags);
@@ -147,6 +130,29 @@ pub(super) fn advance<T: FlowTables>(
     if before.last_seen != now {
         known.entry.touch(now);
     }
+}
+
+/// Moves a flow from PENDING to CONNTRACK. False when there was no room: it stays where it is.
+#[inline(never)]
+fn promote<T: FlowTables>(
+    tables: &T,
+    seen: &Seen<'_>,
+    entry: &T::Entry,
+    state: State,
+    flags: u16,
+) -> bool {
+    let promoted = Connection {
+        state: state.number(),
+        flags,
+        last_seen: seen.now32(),
+        ..entry.read()
+    };
+    if tables.insert_connection(&seen.flow, &promoted) {
+        tables.delete_pending(&seen.flow);
+        return true;
+    }
+    tables.count(Counter::ConnectionRefused);
+    false
 }
 
 /// The port that policy judges: the one the flow was opened to.

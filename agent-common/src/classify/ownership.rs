@@ -64,31 +64,17 @@ fn contains(prefix: &Prefix, address: Address) -> bool {
     differs == 0
 }
 
-/// Who a flow's other side is to policy.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Identity {
-    pub(super) address: Address,
-    /// The interface that told, when the packet shows another address; else 0.
-    pub(super) via: u32,
-}
-
-/// Who sent a packet that reaches the pod. A local pod is itself whatever address a masquerade
-/// has put on its packet; others are whom their packet shows.
+/// Who sent a packet, and the interface that told when that is not whom the packet shows. A local
+/// pod is itself whatever address a masquerade has put on its packet.
 #[inline(always)]
-pub(super) fn sender<T: FlowTables>(tables: &T, seen: &Seen<'_>, shown: Address) -> Identity {
+pub(super) fn sender<T: FlowTables>(tables: &T, seen: &Seen<'_>, shown: Address) -> (Address, u32) {
     let ifindex = seen.at.ingress_ifindex;
     if matches!(seen.at.hook, Hook::ToPod)
         && let Some(address) = address_behind(tables, ifindex, shown)
     {
-        return Identity {
-            address,
-            via: ifindex,
-        };
+        return (address, ifindex);
     }
-    Identity {
-        address: shown,
-        via: 0,
-    }
+    (shown, 0)
 }
 
 /// The address of the local pod behind `ifindex` that stands for `shown`, of the same family;
@@ -106,8 +92,15 @@ pub(super) fn address_behind<T: FlowTables>(
     if owns(config, shown) {
         return None;
     }
-    let [first, second] = config.addresses;
-    [first, second].into_iter().find(|address| {
-        address.is_v4() == shown.is_v4() && !is_same(*address, Address::UNSPECIFIED)
-    })
+    let [first, second] = &config.addresses;
+    let stands_for = |address: Address| {
+        address.is_v4() == shown.is_v4() && !is_same(address, Address::UNSPECIFIED)
+    };
+    if stands_for(*first) {
+        Some(*first)
+    } else if stands_for(*second) {
+        Some(*second)
+    } else {
+        None
+    }
 }

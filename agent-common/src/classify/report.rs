@@ -1,22 +1,27 @@
 //! The books: a refusal's counts and its row in DENIED, events and what is lost of them.
 
-use super::{Decision, Hook, Seen, audit::Difference, tables::DeniedRow as _, tables::FlowTables};
+use super::{Decision, Seen, tables::DeniedRow as _, tables::FlowTables};
 use crate::event::FlowEvent;
 use crate::maps::{Counter, Denied, DeniedKey, settings_flags};
-use crate::packet::{icmp, transport};
+use crate::packet::transport;
 use crate::verdict::Direction;
 
 /// Counts a refused packet, always, and reports it when its DENIED row is new or has not been
 /// reported for a while.
-#[inline(always)]
+#[inline(never)]
 pub(super) fn refused<T: FlowTables>(tables: &T, seen: &Seen<'_>, decision: &Decision) {
     // Counted before the row and the event, so a lost one is still a counted drop.
-    tables.dropped(seen.slot, decision.direction, decision.reason, seen.bytes());
+    tables.dropped(
+        seen.slot(),
+        decision.direction,
+        decision.reason,
+        seen.bytes(),
+    );
     let key = DeniedKey {
-        peer: seen.peer(),
-        slot: seen.slot,
+        peer: seen.flow.flow.peer,
+        slot: seen.slot(),
         port: refused_port(seen, decision.direction),
-        protocol: seen.headers.protocol,
+        protocol: seen.flow.flow.protocol,
         direction: decision.direction.index(),
     };
     let now = seen.now32();
@@ -55,9 +60,9 @@ pub(super) fn refused<T: FlowTables>(tables: &T, seen: &Seen<'_>, decision: &Dec
         None => 1,
     };
     let packets = u32::try_from(packets).unwrap_or(u32::MAX);
-    event(tables, seen, decision, None, packets);
+    event(tables, seen, decision, packets, false);
     if decision.difference.is_some() {
-        event(tables, seen, decision, decision.difference, packets);
+        event(tables, seen, decision, packets, true);
     }
 }
 
@@ -65,35 +70,22 @@ pub(super) fn refused<T: FlowTables>(tables: &T, seen: &Seen<'_>, decision: &Dec
 #[inline(always)]
 pub(super) fn allowed<T: FlowTables>(tables: &T, seen: &Seen<'_>, decision: &Decision) {
     if decision.is_new && tables.settings().flags & settings_flags::REPORT_ALLOWED != 0 {
-        event(tables, seen, decision, None, 1);
+        event(tables, seen, decision, 1, false);
     }
     if decision.difference.is_some() {
-        event(tables, seen, decision, decision.difference, 1);
+        event(tables, seen, decision, 1, true);
     }
 }
 
-#[inline(always)]
+#[inline(never)]
 fn event<T: FlowTables>(
     tables: &T,
     seen: &Seen<'_>,
     decision: &Decision,
-    difference: Option<Difference>,
     packets: u32,
+    is_difference: bool,
 ) {
-    let headers = &seen.headers;
-    let (local, local_port, peer_port) = match seen.at.hook {
-        Hook::FromPod => (
-            headers.source,
-            headers.source_port,
-            headers.destination_port,
-        ),
-        Hook::ToPod => (
-            headers.destination,
-            headers.destination_port,
-            headers.source_port,
-        ),
-    };
-    let (reason, rule, set, in_force) = match difference {
+    let (reason, rule, set, in_force) = match decision.difference.filter(|_| is_difference) {
         None => (decision.reason, decision.rule, decision.set, 0),
         Some(shadow) => (
             shadow.reason,
@@ -102,13 +94,13 @@ fn event<T: FlowTables>(
             decision.reason.number(),
         ),
     };
-    let was_reported = tables.report(&FlowEvent {
+    let was_reported = tables.report(|| FlowEvent {
         time: seen.now,
-        local,
-        peer: seen.peer(),
-        local_port,
-        peer_port,
-        slot: seen.slot,
+        local: seen.flow.flow.local,
+        peer: seen.flow.flow.peer,
+        local_port: seen.ports.0,
+        peer_port: seen.ports.1,
+        slot: seen.slot(),
         ifindex: seen.at.ifindex,
         via: decision.via,
         revision: seen.revision,
@@ -117,12 +109,12 @@ fn event<T: FlowTables>(
         class: decision.class,
         length: seen.bytes(),
         packets,
-        protocol: headers.protocol,
+        protocol: seen.flow.flow.protocol,
         direction: decision.direction.index(),
         reason: reason.number(),
         in_force,
-        detail: headers.detail,
-        code: headers.code,
+        detail: seen.detail.0,
+        code: seen.detail.1,
         reserved: [0; 2],
     });
     if !was_reported {
@@ -134,16 +126,15 @@ fn event<T: FlowTables>(
 /// that was refused; of ICMP, type and code.
 #[inline(always)]
 fn refused_port(seen: &Seen<'_>, direction: Direction) -> u16 {
-    let headers = &seen.headers;
+    let (detail, code) = seen.detail;
     if matches!(
-        headers.protocol,
+        seen.flow.flow.protocol,
         transport::protocol::ICMP | transport::protocol::ICMPV6
     ) {
-        return icmp::type_and_code(headers);
+        return u16::from_be_bytes([detail, code]);
     }
-    if direction.index() == seen.direction.index() {
-        headers.destination_port
-    } else {
-        headers.source_port
+    match direction {
+        Direction::Ingress => seen.ports.0,
+        Direction::Egress => seen.ports.1,
     }
 }

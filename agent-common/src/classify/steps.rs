@@ -1,16 +1,18 @@
 //! Judging: a flow that is known, and one that is new.
 //!
-//! Nearly every packet ends in the first lines of [`known_flow`].
+//! Nearly every packet ends in the first lines of [`known_flow`]. What is off that path is not
+//! inlined, here and in `report`: the kernel gives all of a program's frames 512 bytes together,
+//! and functions that are not active at once share them.
 
 use super::{
-    Decision, Hook, Seen, audit, budget, flow, flow::Known, ownership, ownership::Identity, report,
+    Decision, Hook, Seen, audit, budget, flow, flow::Known, ownership, report,
     tables::FlowEntry as _, tables::FlowTables,
 };
 use crate::address::Address;
 use crate::conntrack::Signal;
-use crate::judge::{Judgement, judge, peer_of};
+use crate::judge::{judge, peer_of};
 use crate::maps::{
-    Config, Connection, Counter, FlowKey, PendingKey, config_flags,
+    Config, Connection, Counter, config_flags,
     connection_flags::{CUT, ITSELF, MID_STREAM, NODE},
     peer_bucket, settings_flags,
 };
@@ -19,59 +21,70 @@ use crate::verdict::{Direction, Reason, RuleId, Verdict};
 /// What is asked of policy: may this flow be, seen from the direction it was opened in?
 struct Question {
     direction: Direction,
-    peer: Identity,
+    protocol: u8,
+    /// The port it was opened to.
+    port: u16,
+    /// Who the other side is.
+    peer: Address,
+    /// The interface that told, when the packet shows another address; else 0.
+    via: u32,
     peer_bucket: u16,
     /// Read before the peer's class is, so that a change in between shows as a mismatch later.
     peer_revision: u32,
-    port: u16,
 }
 
 impl Question {
     #[inline(always)]
     fn about<T: FlowTables>(
         tables: &T,
-        flow: &FlowKey,
+        seen: &Seen<'_>,
         direction: Direction,
-        peer: Identity,
+        (peer, via): (Address, u32),
     ) -> Self {
-        let peer_bucket = peer_bucket(peer.address);
+        let peer_bucket = peer_bucket(peer);
         Self {
             direction,
+            protocol: seen.flow.flow.protocol,
+            port: flow::judged_port(&seen.flow.flow, direction),
             peer,
+            via,
             peer_bucket,
             peer_revision: tables.peer_revision(peer_bucket),
-            port: flow::judged_port(flow, direction),
         }
     }
+}
 
-    /// Asks the policies in force and, where they differ, the audited ones.
-    #[inline(always)]
-    fn ask<T: FlowTables>(&self, tables: &T, config: &Config, protocol: u8) -> Decision {
-        let (set, audit_set) = sets_of(config, self.direction);
-        let class = peer_of(tables, &self.peer.address).class;
-        let in_force: Judgement = judge(tables, set, class, protocol, self.port);
-        Decision {
-            reason: if in_force.reason == Reason::FailClosed {
-                posture(config)
-            } else {
-                in_force.reason
-            },
-            direction: self.direction,
-            rule: in_force.rule,
-            set,
-            class,
-            via: self.peer.via,
-            is_new: false,
-            difference: audit::difference(
-                tables,
-                in_force,
-                (set, audit_set),
-                class,
-                protocol,
-                self.port,
-            ),
-        }
-    }
+/// Asks the policies in force and, where they differ, the audited ones.
+#[inline(never)]
+fn ask<T: FlowTables>(
+    tables: &T,
+    config: &Config,
+    question: &Question,
+    decision: &mut Decision,
+) -> Reason {
+    let Question {
+        direction,
+        protocol,
+        port,
+        ..
+    } = *question;
+    let (set, audit_set) = sets_of(config, direction);
+    let class = peer_of(tables, &question.peer).class;
+    let in_force = judge(tables, set, class, protocol, port);
+    let reason = if in_force.reason == Reason::FailClosed {
+        posture(config)
+    } else {
+        in_force.reason
+    };
+    decision.reason = reason;
+    decision.direction = direction;
+    decision.rule = in_force.rule;
+    decision.set = set;
+    decision.class = class;
+    decision.via = question.via;
+    decision.difference =
+        audit::difference(tables, in_force, (set, audit_set), class, protocol, port);
+    reason
 }
 
 /// A flow that was allowed when it was judged last.
@@ -80,106 +93,137 @@ pub(super) fn known_flow<T: FlowTables>(
     tables: &T,
     seen: &Seen<'_>,
     config: &Config,
-    flow: &PendingKey,
-    signal: Signal,
-    mut known: Known<T::Entry>,
-) -> Decision {
-    let connection = known.connection;
+    known: &Known<T::Entry>,
+    decision: &mut Decision,
+) -> Reason {
+    let connection = known.entry.read();
     let peer_revision = tables.peer_revision(connection.peer_bucket);
     let is_current =
         connection.revision == seen.revision && connection.peer_revision == peer_revision;
-    if is_current || connection.flags & (NODE | ITSELF) != 0 {
-        flow::advance(tables, seen, flow, signal, &known);
-        return Decision::without_rule(seen.direction, Reason::Reply);
+    if !is_current && connection.flags & (NODE | ITSELF) == 0 {
+        let reason = judge_again(tables, seen, config, &known.entry, decision);
+        if !is_allowed(reason) {
+            return reason;
+        }
     }
-    let direction = Direction::from_index(connection.originator);
+    flow::advance(tables, seen, known);
+    Reason::Reply
+}
+
+/// A flow whose endpoint or peer has changed since, in the direction it was opened in.
+#[inline(never)]
+fn judge_again<T: FlowTables>(
+    tables: &T,
+    seen: &Seen<'_>,
+    config: &Config,
+    entry: &T::Entry,
+    decision: &mut Decision,
+) -> Reason {
+    let Connection {
+        via,
+        peer_bucket,
+        originator,
+        state,
+        flags,
+        ..
+    } = entry.read();
+    let direction = Direction::from_index(originator);
+    let shown = seen.flow.flow.peer;
     let question = Question {
         direction,
-        peer: Identity {
-            address: ownership::address_behind(tables, connection.via, flow.flow.peer)
-                .unwrap_or(flow.flow.peer),
-            via: connection.via,
-        },
-        peer_bucket: connection.peer_bucket,
-        peer_revision,
-        port: flow::judged_port(&flow.flow, direction),
+        protocol: seen.flow.flow.protocol,
+        port: flow::judged_port(&seen.flow.flow, direction),
+        peer: ownership::address_behind(tables, via, shown).unwrap_or(shown),
+        via,
+        peer_bucket,
+        peer_revision: tables.peer_revision(peer_bucket),
     };
-    let decision = question.ask(tables, config, flow.flow.protocol);
-    if !is_allowed(&decision) {
+    let reason = ask(tables, config, &question, decision);
+    if is_allowed(reason) {
+        entry.stamp(
+            seen.revision,
+            question.peer_revision,
+            decision.rule.0,
+            reason.number(),
+        );
+        if flags & CUT != 0 {
+            entry.advance(state, flags & !CUT);
+        }
+        report::allowed(tables, seen, decision);
+    } else if flags & CUT == 0 {
         // The entry stays as it is, so both sides' packets keep meeting this judgement: without
         // it, the other side's next segment would open the flow anew in its own direction.
-        if connection.flags & CUT == 0 {
-            tables.count(Counter::Cut);
-            known
-                .entry
-                .advance(connection.state, connection.flags | CUT);
-        }
-        return decision;
+        tables.count(Counter::Cut);
+        entry.advance(state, flags | CUT);
     }
-    known.entry.stamp(
-        seen.revision,
-        peer_revision,
-        decision.rule.0,
-        decision.reason.number(),
-    );
-    if connection.flags & CUT != 0 {
-        known.connection.flags &= !CUT;
-        known
-            .entry
-            .advance(connection.state, known.connection.flags);
-    }
-    flow::advance(tables, seen, flow, signal, &known);
-    report::allowed(tables, seen, &decision);
-    Decision::without_rule(seen.direction, Reason::Reply)
+    reason
 }
 
 /// A flow that is not known: who began it, may it be, is there room.
-#[inline(always)]
+#[inline(never)]
 pub(super) fn new_flow<T: FlowTables>(
     tables: &T,
     seen: &Seen<'_>,
     config: &Config,
-    flow: &PendingKey,
-    signal: Signal,
-) -> Decision {
-    let sender = ownership::sender(tables, seen, flow.flow.peer);
-    let own = Question::about(tables, &flow.flow, seen.direction, sender);
-    let grant = match exemption(tables, seen, config, flow.flow.peer) {
-        Some((reason, flags)) => Grant {
-            decision: Decision::without_rule(seen.direction, reason),
-            question: own,
-            flags,
-        },
-        None => judged(tables, seen, config, &flow.flow, signal, own),
-    };
-    if !is_allowed(&grant.decision) || matches!(signal, Signal::Reset) {
-        return grant.decision;
+    decision: &mut Decision,
+) -> Reason {
+    let shown = seen.flow.flow.peer;
+    let sender = ownership::sender(tables, seen, shown);
+    let mut question = Question::about(tables, seen, seen.direction, sender);
+    let mut flags = 0;
+    match exemption(tables, seen, config) {
+        Some((reason, exempt)) => {
+            decision.reason = reason;
+            flags = exempt;
+        }
+        None => {
+            let reason = ask(tables, config, &question, decision);
+            if seen.signal.is_mid_stream() {
+                flags = MID_STREAM;
+            }
+            if !is_allowed(reason) {
+                // Perhaps the connection was opened from the other side, before we looked or
+                // longer ago than the table remembers. Then its peer is whom the address shows.
+                question = Question::about(tables, seen, seen.direction.opposite(), (shown, 0));
+                if !may_adopt(tables, seen, config) || !adopt(tables, config, &question, decision) {
+                    return reason;
+                }
+            }
+        }
     }
-    admit(tables, seen, config, flow, signal, grant)
+    // A reset passes where its flow would have, and begins none.
+    if !matches!(seen.signal, Signal::Reset) {
+        admit(tables, seen, config, &question, flags, decision);
+    }
+    decision.reason
 }
 
-/// A new flow's judgement, and what its entry will say.
-struct Grant {
-    decision: Decision,
-    question: Question,
-    /// `connection_flags`.
-    flags: u16,
+/// Judges a flow in the direction opposite to its packet's; what is denied is not spoken of.
+#[inline(never)]
+fn adopt<T: FlowTables>(
+    tables: &T,
+    config: &Config,
+    question: &Question,
+    decision: &mut Decision,
+) -> bool {
+    let mut adopted = Decision::without_rule(question.direction);
+    if !is_allowed(ask(tables, config, question, &mut adopted)) {
+        return false;
+    }
+    *decision = adopted;
+    decision.reason = Reason::MidStream;
+    true
 }
 
 /// What is allowed whatever policy says, by where it comes from.
 #[inline(always)]
-fn exemption<T: FlowTables>(
-    tables: &T,
-    seen: &Seen<'_>,
-    config: &Config,
-    peer: Address,
-) -> Option<(Reason, u16)> {
+fn exemption<T: FlowTables>(tables: &T, seen: &Seen<'_>, config: &Config) -> Option<(Reason, u16)> {
     let ingress_ifindex = seen.at.ingress_ifindex;
-    let is_own = ownership::is_own(config, peer);
+    let is_own = ownership::is_own(config, seen.flow.flow.peer);
     match seen.at.hook {
         // The node's forwarding forgets where IPv6 fragments came in when it cuts them again, so
         // those prove nothing; a chain of headers that was not read to its end never gets here.
-        Hook::ToPod if ingress_ifindex == 0 && !seen.headers.has_fragment_header => {
+        Hook::ToPod if ingress_ifindex == 0 && !seen.has_fragment_header => {
             Some((Reason::Node, NODE))
         }
         // A hairpin through a Service shows the node's address, but came in at the pod itself.
@@ -192,101 +236,57 @@ fn exemption<T: FlowTables>(
     }
 }
 
-/// Asks policy, in the packet's own direction first.
-#[inline(always)]
-fn judged<T: FlowTables>(
-    tables: &T,
-    seen: &Seen<'_>,
-    config: &Config,
-    flow: &FlowKey,
-    signal: Signal,
-    question: Question,
-) -> Grant {
-    let grant = Grant {
-        decision: question.ask(tables, config, flow.protocol),
-        question,
-        flags: if signal.is_mid_stream() {
-            MID_STREAM
-        } else {
-            0
-        },
-    };
-    if is_allowed(&grant.decision) || !may_adopt(tables, seen, config, signal) {
-        return grant;
-    }
-    // Perhaps the connection was opened from the other side, before we looked or longer ago than
-    // the table remembers. Then its peer is whom the address shows.
-    let shown = Identity {
-        address: flow.peer,
-        via: 0,
-    };
-    let opposite = Question::about(tables, flow, seen.direction.opposite(), shown);
-    let adopted = opposite.ask(tables, config, flow.protocol);
-    if !is_allowed(&adopted) {
-        return grant;
-    }
-    Grant {
-        decision: Decision {
-            reason: Reason::MidStream,
-            ..adopted
-        },
-        question: opposite,
-        flags: MID_STREAM,
-    }
-}
-
 /// True when a segment without SYN may belong to a connection that the other side has opened.
 #[inline(always)]
-fn may_adopt<T: FlowTables>(tables: &T, seen: &Seen<'_>, config: &Config, signal: Signal) -> bool {
+fn may_adopt<T: FlowTables>(tables: &T, seen: &Seen<'_>, config: &Config) -> bool {
     let settings = tables.settings();
-    signal.is_mid_stream()
+    seen.signal.is_mid_stream()
         && (settings.flags & settings_flags::STRICT_MID_STREAM == 0
             || seen.now32().wrapping_sub(config.attached) <= settings.mid_stream_grace)
 }
 
-/// Finds room for an allowed flow, writes it down and reports it.
+/// Finds room for an allowed flow, writes it down and reports it; or refuses it for want of room.
 #[inline(always)]
 fn admit<T: FlowTables>(
     tables: &T,
     seen: &Seen<'_>,
     config: &Config,
-    flow: &PendingKey,
-    signal: Signal,
-    grant: Grant,
-) -> Decision {
-    let Grant {
-        mut decision,
-        question,
-        flags,
-    } = grant;
+    question: &Question,
+    flags: u16,
+    decision: &mut Decision,
+) {
     let now = seen.now32();
     let is_by_node = flags & NODE != 0;
     // A flood must not keep the kubelet's probes out.
-    if !is_by_node && !tables.spend(seen.slot, |row| budget::spend(row, tables.settings(), now)) {
+    if !is_by_node
+        && !tables.spend(seen.slot(), |row| {
+            budget::spend(row, tables.settings(), now)
+        })
+    {
         tables.count(Counter::BudgetExceeded);
         decision.reason = posture(config);
-        return decision;
+        return;
     }
     // The node's SYN-ACK answers a connection that the pod has opened: it is not the node's.
-    if signal.begins_flow() && !(is_by_node && matches!(signal, Signal::Accept)) {
+    if seen.signal.begins_flow() && !(is_by_node && matches!(seen.signal, Signal::Accept)) {
         let connection = Connection {
             revision: seen.revision,
             peer_revision: question.peer_revision,
             last_seen: now,
             rule: decision.rule.0,
-            via: question.peer.via,
+            via: question.via,
             peer_bucket: question.peer_bucket,
-            state: signal.first_state().number(),
+            state: seen.signal.first_state().number(),
             originator: question.direction.index(),
             flags,
             reason: decision.reason.number(),
             reserved: 0,
             first_seen: now,
         };
-        if !tables.insert_pending(flow, &connection) {
+        if !tables.insert_pending(&seen.flow, &connection) {
             tables.count(Counter::ConnectionRefused);
             decision.reason = posture(config);
-            return decision;
+            return;
         }
         if flags & MID_STREAM != 0 {
             tables.count(Counter::MidStream);
@@ -296,13 +296,12 @@ fn admit<T: FlowTables>(
         tables.count(Counter::RuleHitLost);
     }
     decision.is_new = true;
-    report::allowed(tables, seen, &decision);
-    decision
+    report::allowed(tables, seen, decision);
 }
 
 #[inline(always)]
-fn is_allowed(decision: &Decision) -> bool {
-    decision.reason.verdict() == Verdict::Allow
+fn is_allowed(reason: Reason) -> bool {
+    reason.verdict() == Verdict::Allow
 }
 
 /// What becomes of a flow whose state cannot be kept.

@@ -73,6 +73,6 @@ pub trait FlowTables: PolicyTables {
     fn rule_hit(&self, rule: RuleId, now: u64) -> bool;
     /// Adds one to a row of COUNTERS.
     fn count(&self, counter: Counter);
-    /// Writes an event to the ring buffer. False when there was no room.
-    fn report(&self, event: &FlowEvent) -> bool;
+    /// Writes an event to the ring buffer, in place. False when there was no room.
+    fn report(&self, event: impl FnOnce() -> FlowEvent) -> bool;
 }

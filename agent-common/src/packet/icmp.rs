@@ -42,12 +42,6 @@ pub enum Echo {
     Reply(u16),
 }
 
-/// Type and code as one number, as DENIED files ICMP.
-#[inline(always)]
-pub const fn type_and_code(headers: &Headers) -> u16 {
-    u16::from_be_bytes([headers.detail, headers.code])
-}
-
 /// Reads type, code and, of an echo, the identifier. ICMP of the other family is an unknown
 /// protocol without either.
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! IPv4 (RFC 791 §3.1).
 
 use super::{
-    Fragmentation, Headers, Network, Packet, ParseError, ethernet::HEADER_BYTES, packet_end,
+    Extent, Fragmentation, Headers, Packet, ParseError, ethernet::HEADER_BYTES, packet_end,
 };
 use crate::address::Address;
 
@@ -23,7 +23,10 @@ const FRAGMENT_OFFSET: u16 = 0x1fff;
 /// # Errors
 /// When it is not an IPv4 header, or says more than the frame holds.
 #[inline(always)]
-pub(super) fn parse<P: Packet + ?Sized>(packet: &P) -> Result<Network, ParseError> {
+pub(super) fn parse<P: Packet + ?Sized>(
+    packet: &P,
+    headers: &mut Headers,
+) -> Result<Extent, ParseError> {
     let truncated = ParseError::IpTruncated;
     // The addresses come last: when they are there, so is the rest.
     let [s0, s1, s2, s3, d0, d1, d2, d3] = packet.load(ADDRESSES).ok_or(truncated)?;
@@ -38,7 +41,7 @@ pub(super) fn parse<P: Packet + ?Sized>(packet: &P) -> Result<Network, ParseErro
         return Err(ParseError::HeaderLength);
     }
     let fragment = u16::from_be_bytes(packet.load(FRAGMENT).ok_or(truncated)?);
-    let fragmentation = if fragment & FRAGMENT_OFFSET != 0 {
+    headers.fragmentation = if fragment & FRAGMENT_OFFSET != 0 {
         Fragmentation::Later
     } else if fragment & MORE_FRAGMENTS != 0 {
         Fragmentation::First
@@ -46,21 +49,11 @@ pub(super) fn parse<P: Packet + ?Sized>(packet: &P) -> Result<Network, ParseErro
         Fragmentation::Whole
     };
     let [hop_limit, protocol] = packet.load(TTL_AND_PROTOCOL).ok_or(truncated)?;
-    Ok(Network {
-        headers: Headers {
-            source: Address::from_v4([s0, s1, s2, s3]),
-            destination: Address::from_v4([d0, d1, d2, d3]),
-            source_port: 0,
-            destination_port: 0,
-            echo: None,
-            protocol,
-            detail: 0,
-            code: 0,
-            hop_limit,
-            fragmentation,
-            has_fragment_header: false,
-            has_hop_by_hop: false,
-        },
+    headers.hop_limit = hop_limit;
+    headers.protocol = protocol;
+    headers.source = Address::from_v4([s0, s1, s2, s3]);
+    headers.destination = Address::from_v4([d0, d1, d2, d3]);
+    Ok(Extent {
         transport: HEADER_BYTES + header_bytes,
         end,
     })

@@ -1,7 +1,7 @@
 //! IPv6 (RFC 8200 §3) and its extension headers (§4, RFC 4302 §2.2).
 
 use super::{
-    Fragmentation, Headers, MAX_HEADER_BYTES, Network, Packet, ParseError, ethernet::HEADER_BYTES,
+    Extent, Fragmentation, Headers, MAX_HEADER_BYTES, Packet, ParseError, ethernet::HEADER_BYTES,
     packet_end,
 };
 use crate::address::Address;
@@ -34,78 +34,69 @@ const FRAGMENT_OFFSET: u16 = 0xfff8;
 /// When it is not an IPv6 header, says more than the frame holds, or the chain has no end that
 /// we can reach.
 #[inline(always)]
-pub(super) fn parse<P: Packet + ?Sized>(packet: &P) -> Result<Network, ParseError> {
+pub(super) fn parse<P: Packet + ?Sized>(
+    packet: &P,
+    headers: &mut Headers,
+) -> Result<Extent, ParseError> {
     let truncated = ParseError::IpTruncated;
-    let destination = Address::from_v6(packet.load(DESTINATION).ok_or(truncated)?);
-    let source = Address::from_v6(packet.load(SOURCE).ok_or(truncated)?);
+    // The destination comes last: when it is there, so is the rest.
+    headers.destination = Address::from_v6(packet.load(DESTINATION).ok_or(truncated)?);
+    headers.source = Address::from_v6(packet.load(SOURCE).ok_or(truncated)?);
     let [version] = packet.load(VERSION).ok_or(truncated)?;
     if version >> 4 != 6 {
         return Err(ParseError::Version);
     }
     let payload = u16::from_be_bytes(packet.load(PAYLOAD_LENGTH).ok_or(truncated)?);
     let end = packet_end(packet, BASE_BYTES + payload as usize, payload == 0)?;
-    if source.is_v4() || destination.is_v4() {
+    if headers.source.is_v4() || headers.destination.is_v4() {
         return Err(ParseError::MappedAddress);
     }
     let [protocol, hop_limit] = packet.load(NEXT_AND_HOP_LIMIT).ok_or(truncated)?;
-    let mut network = Network {
-        headers: Headers {
-            source,
-            destination,
-            source_port: 0,
-            destination_port: 0,
-            echo: None,
-            protocol,
-            detail: 0,
-            code: 0,
-            hop_limit,
-            fragmentation: Fragmentation::Whole,
-            has_fragment_header: false,
-            has_hop_by_hop: false,
-        },
-        transport: HEADER_BYTES + BASE_BYTES,
-        end,
-    };
-    walk(packet, &mut network)?;
-    Ok(network)
+    headers.protocol = protocol;
+    headers.hop_limit = hop_limit;
+    let transport = walk(packet, end, headers)?;
+    Ok(Extent { transport, end })
 }
 
-/// Follows the extension headers up to the transport header or a later fragment's data.
+/// Follows the extension headers up to the transport header or a later fragment's data; returns
+/// where that begins.
 #[inline(always)]
-fn walk<P: Packet + ?Sized>(packet: &P, network: &mut Network) -> Result<(), ParseError> {
+fn walk<P: Packet + ?Sized>(
+    packet: &P,
+    end: usize,
+    headers: &mut Headers,
+) -> Result<usize, ParseError> {
+    let mut offset = HEADER_BYTES + BASE_BYTES;
     let mut followed = 0;
     while followed <= MAX_EXTENSIONS {
-        let headers = &mut network.headers;
         let kind = headers.protocol;
         if !matches!(
             kind,
             HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS
         ) {
-            return Ok(());
+            return Ok(offset);
         }
         // RFC 8200 §4.3: hop-by-hop options come first or not at all.
         if followed == MAX_EXTENSIONS || (kind == HOP_BY_HOP && followed > 0) {
             return Err(ParseError::ExtensionChain);
         }
-        let offset = network.transport;
         if offset > MAX_HEADER_BYTES {
             return Err(ParseError::ExtensionChain);
         }
-        if offset + 8 > network.end {
+        if offset + 8 > end {
             return Err(ParseError::TransportTruncated);
         }
         let Some([next, length, b2, b3]) = packet.load::<4>(offset) else {
             return Err(ParseError::TransportTruncated);
         };
         headers.protocol = next;
-        network.transport = offset
-            + match kind {
-                FRAGMENT => 8,
-                // RFC 4302 §2.2: in four-byte units, minus two.
-                AUTHENTICATION => (length as usize + 2) << 2,
-                _ => (length as usize + 1) << 3,
-            };
-        if network.transport > network.end {
+        offset += match kind {
+            FRAGMENT => 8,
+            // RFC 4302 §2.2: in four-byte units, minus two.
+            AUTHENTICATION => (length as usize + 2) << 2,
+            _ => (length as usize + 1) << 3,
+        };
+        if offset > end {
             return Err(ParseError::TransportTruncated);
         }
         match kind {
@@ -117,7 +108,7 @@ fn walk<P: Packet + ?Sized>(packet: &P, network: &mut Network) -> Result<(), Par
                 let field = u16::from_be_bytes([b2, b3]);
                 if field & FRAGMENT_OFFSET != 0 {
                     headers.fragmentation = Fragmentation::Later;
-                    return Ok(());
+                    return Ok(offset);
                 }
                 if field & MORE_FRAGMENTS != 0 {
                     headers.fragmentation = Fragmentation::First;

@@ -1,6 +1,6 @@
 //! TCP (RFC 9293 §3.1), UDP (RFC 768) and SCTP (RFC 9260 §3): ports and what opens or ends a flow.
 
-use super::{Headers, MAX_HEADER_BYTES, Packet, ParseError, icmp};
+use super::{Extent, Headers, MAX_HEADER_BYTES, Packet, ParseError, icmp};
 
 /// IP protocol numbers (IANA).
 pub mod protocol {
@@ -39,15 +39,17 @@ pub const fn has_ports(protocol: u8) -> bool {
     matches!(protocol, protocol::TCP | protocol::UDP | protocol::SCTP)
 }
 
-/// Reads the transport header at `offset` of a packet that ends at `end` into `headers`.
+/// Reads the transport header into `headers`.
 ///
 /// # Errors
 /// When the packet ends inside it, or it lies about its length.
 #[inline(always)]
 pub(super) fn parse<P: Packet + ?Sized>(
     packet: &P,
-    offset: usize,
-    end: usize,
+    Extent {
+        transport: offset,
+        end,
+    }: Extent,
     headers: &mut Headers,
 ) -> Result<(), ParseError> {
     if offset > MAX_HEADER_BYTES {
