@@ -232,8 +232,13 @@ impl FlowTables for KernelTables<'_> {
     }
 
     #[inline(always)]
-    fn report(&self, event: &FlowEvent) -> bool {
+    fn report(&self, event: impl FnOnce() -> FlowEvent) -> bool {
         // The reader polls on a timer: waking it costs a packet up to 100 ns.
-        EVENTS.output(event, u64::from(BPF_RB_NO_WAKEUP)).is_ok()
+        let Some(mut place) = EVENTS.reserve(0) else {
+            return false;
+        };
+        place.write(event());
+        place.submit(u64::from(BPF_RB_NO_WAKEUP));
+        true
     }
 }
