@@ -13,6 +13,8 @@ mod pods;
 mod policy;
 mod rules;
 mod syntax;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

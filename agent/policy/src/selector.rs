@@ -108,3 +108,90 @@ impl Selector {
             .all(|requirement| requirement.selects(labels))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::random;
+
+    fn requirement(key: &str, operator: Operator) -> Requirement {
+        Requirement {
+            key: key.to_owned(),
+            operator,
+        }
+    }
+
+    fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    #[test]
+    fn operators_read_absence_as_apimachinery_does() {
+        let labels = |pairs: &[(&str, &str)]| -> Labels {
+            let pairs = pairs.iter();
+            pairs
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect()
+        };
+        let with_a = labels(&[("app", "a")]);
+        let with_empty = labels(&[("app", "")]);
+        let without = labels(&[("tier", "a")]);
+        for (operator, a, empty, absent) in [
+            (Operator::In(words(&["a"])), true, false, false),
+            (Operator::In(words(&["a", ""])), true, true, false),
+            (Operator::NotIn(words(&["a"])), false, true, true),
+            (Operator::Exists, true, true, false),
+            (Operator::DoesNotExist, false, false, true),
+        ] {
+            let requirement = requirement("app", operator);
+            let found = [&with_a, &with_empty, &without].map(|it| requirement.selects(it));
+            assert_eq!(found, [a, empty, absent], "{requirement}");
+        }
+    }
+
+    #[test]
+    fn a_selector_reads_as_kubectl_writes_it() {
+        let selector = Selector::new(vec![
+            requirement("app", Operator::In(words(&["web"]))),
+            requirement("tier", Operator::In(words(&["b", "a"]))),
+            requirement("env", Operator::NotIn(words(&["dev"]))),
+            requirement("owner", Operator::Exists),
+            requirement("legacy", Operator::DoesNotExist),
+        ]);
+        assert_eq!(
+            selector.to_string(),
+            "app=web, env!=dev, !legacy, owner, tier in (a, b)"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn every_requirement_must_hold_and_order_does_not_matter(
+            selector in random::selector(),
+            labels in random::labels(),
+        ) {
+            let mut requirements = selector.requirements.iter();
+            prop_assert_eq!(
+                selector.selects(&labels),
+                requirements.all(|requirement| requirement.selects(&labels))
+            );
+            let mut reversed = selector.requirements.clone();
+            reversed.reverse();
+            reversed.extend(selector.requirements.clone());
+            prop_assert_eq!(Selector::new(reversed), selector);
+            prop_assert!(Selector::EVERYTHING.selects(&labels));
+        }
+
+        #[test]
+        fn not_in_selects_exactly_what_in_does_not(
+            values in proptest::collection::vec("[a-c]", 1..3),
+            labels in random::labels(),
+        ) {
+            let is_in = requirement("app", Operator::In(values.clone())).selects(&labels);
+            let is_not_in = requirement("app", Operator::NotIn(values)).selects(&labels);
+            prop_assert_ne!(is_in, is_not_in);
+        }
+    }
+}

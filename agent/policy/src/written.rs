@@ -2,12 +2,16 @@
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::serde::de::DeserializeOwned;
-use k8s_openapi::serde_json::{self, Value};
+use k8s_openapi::serde_json::{self, Value, json};
 
 use crate::cluster::Cluster;
 use crate::evaluate::Packet;
 use crate::manifest;
-use crate::model::{Change, Finding, Policy, Protocol};
+use crate::model::{
+    Change, Direction, Finding, NamespaceScope, Peer, Peers, Policy, PortMatch, Ports, Protocol,
+    Rule,
+};
+use crate::selector::{Operator, Selector};
 
 fn typed<T: DeserializeOwned>(document: Value) -> T {
     serde_json::from_value(document).unwrap()
@@ -68,4 +72,92 @@ pub(crate) fn tcp(from: &str, to: &str, port: u16) -> Packet {
         protocol: Protocol::TCP,
         port,
     }
+}
+
+/// The document that a policy is read from. Empty lists of peers and ports cannot be written.
+pub(crate) fn document(policy: &Policy) -> Value {
+    let types: Vec<&str> = [
+        (policy.isolates_ingress, "Ingress"),
+        (policy.isolates_egress, "Egress"),
+    ]
+    .into_iter()
+    .filter_map(|(isolates, word)| isolates.then_some(word))
+    .collect();
+    let rules = |direction: Direction, peers: &str| -> Vec<Value> {
+        let rules = policy.rules(direction).iter();
+        rules.map(|rule| rule_document(rule, peers)).collect()
+    };
+    json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": { "namespace": *policy.name.namespace, "name": *policy.name.name },
+        "spec": {
+            "podSelector": selector_document(&policy.pods),
+            "policyTypes": types,
+            "ingress": rules(Direction::Ingress, "from"),
+            "egress": rules(Direction::Egress, "to"),
+        },
+    })
+}
+
+fn rule_document(rule: &Rule, peers_field: &str) -> Value {
+    let mut document = json!({});
+    if let Peers::Any(peers) = &rule.peers {
+        document[peers_field] = peers.iter().map(peer_document).collect();
+    }
+    if let Ports::Any(ports) = &rule.ports {
+        document["ports"] = ports.iter().map(port_document).collect();
+    }
+    document
+}
+
+fn peer_document(peer: &Peer) -> Value {
+    match peer {
+        Peer::Pods {
+            namespaces: NamespaceScope::Own,
+            pods,
+        } => json!({ "podSelector": selector_document(pods) }),
+        Peer::Pods {
+            namespaces: NamespaceScope::Selected(namespaces),
+            pods,
+        } => json!({
+            "namespaceSelector": selector_document(namespaces),
+            "podSelector": selector_document(pods),
+        }),
+        Peer::Block { cidr, except } => {
+            let except: Vec<String> = except.iter().map(ToString::to_string).collect();
+            json!({ "ipBlock": { "cidr": cidr.to_string(), "except": except } })
+        }
+    }
+}
+
+fn port_document(port: &PortMatch) -> Value {
+    match port {
+        PortMatch::Protocol(protocol) => json!({ "protocol": protocol.to_string() }),
+        PortMatch::Range {
+            protocol,
+            first,
+            last,
+        } => json!({ "protocol": protocol.to_string(), "port": first, "endPort": last }),
+        PortMatch::Named { protocol, name } => {
+            json!({ "protocol": protocol.to_string(), "port": name })
+        }
+    }
+}
+
+fn selector_document(selector: &Selector) -> Value {
+    let requirements = selector.requirements.iter();
+    let expressions: Vec<Value> = requirements
+        .map(|requirement| match &requirement.operator {
+            Operator::In(values) => {
+                json!({ "key": requirement.key, "operator": "In", "values": values })
+            }
+            Operator::NotIn(values) => {
+                json!({ "key": requirement.key, "operator": "NotIn", "values": values })
+            }
+            Operator::Exists => json!({ "key": requirement.key, "operator": "Exists" }),
+            Operator::DoesNotExist => json!({ "key": requirement.key, "operator": "DoesNotExist" }),
+        })
+        .collect();
+    json!({ "matchExpressions": expressions })
 }

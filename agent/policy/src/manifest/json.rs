@@ -49,13 +49,18 @@ const SPEC_FIELDS: [&str; 4] = ["podSelector", "policyTypes", "ingress", "egress
 /// Takes a document apart.
 pub(super) fn parts(document: &Value) -> Parts {
     let metadata = document.get("metadata");
-    let text = |field: &str| {
-        metadata
-            .and_then(|metadata| metadata.get(field))
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
+    let mut misnamed = Vec::new();
+    let mut text = |field: &str| match metadata.and_then(|metadata| metadata.get(field)) {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => {
+            let problem = format!("{other}: must be a string, put it in quotes");
+            misnamed.push(wrong(format!("metadata.{field}"), problem));
+            other.to_string()
+        }
     };
+    let namespace = text("namespace");
+    let name = text("name");
     let annotations = metadata
         .and_then(|metadata| metadata.get("annotations"))
         .and_then(Value::as_object)
@@ -66,7 +71,7 @@ pub(super) fn parts(document: &Value) -> Parts {
     let spec = document.get("spec").filter(|spec| !spec.is_null());
     let empty = Map::new();
     let fields = spec.and_then(Value::as_object).unwrap_or(&empty);
-    // A field that does not exist may be one of these, misspelt: then an absent one is not absent.
+    // One of these may be a field that is absent, misspelt.
     let strangers = match spec {
         Some(spec) if !spec.is_object() => {
             vec![wrong("spec", format!("{spec}: must be an object"))]
@@ -79,22 +84,24 @@ pub(super) fn parts(document: &Value) -> Parts {
     };
     let field_of = |field: &str| fields.get(field).filter(|value| !value.is_null());
     Parts {
-        namespace: text("namespace"),
-        name: text("name"),
+        namespace,
+        name,
+        misnamed,
         annotations,
         has_spec: spec.is_some(),
         pod_selector: match field_of("podSelector") {
             Some(selector) => typed::<LabelSelector>("spec.podSelector", &SELECTOR, selector),
             None if strangers.is_empty() => Ok(LabelSelector::default()),
-            None => Err(again(&strangers)),
+            None => Err(Vec::new()),
         },
         policy_types: match field_of("policyTypes") {
             Some(types) => typed("spec.policyTypes", &Form::Leaf, types),
             None if strangers.is_empty() => Ok(Vec::new()),
-            None => Err(again(&strangers)),
+            None => Err(Vec::new()),
         },
         ingress: rules::<NetworkPolicyIngressRule>("spec.ingress", &INGRESS, field_of("ingress")),
         egress: rules::<NetworkPolicyEgressRule>("spec.egress", &EGRESS, field_of("egress")),
+        strangers,
     }
 }
 
@@ -157,11 +164,4 @@ fn wrong(field: impl Into<String>, problem: String) -> Misformed {
         field: field.into(),
         problem,
     }
-}
-
-fn again(strangers: &[Misformed]) -> Vec<Misformed> {
-    strangers
-        .iter()
-        .map(|stranger| wrong(stranger.field.clone(), stranger.problem.clone()))
-        .collect()
 }

@@ -26,8 +26,13 @@ pub(super) type Part<T> = Result<T, Vec<Misformed>>;
 pub(super) struct Parts {
     pub(super) namespace: String,
     pub(super) name: String,
+    /// Names that are not text.
+    pub(super) misnamed: Vec<Misformed>,
     pub(super) annotations: BTreeMap<String, String>,
     pub(super) has_spec: bool,
+    /// Fields of the spec that there are not. Each may stand for one that is absent, which then
+    /// is a part of the wrong form.
+    pub(super) strangers: Vec<Misformed>,
     pub(super) pod_selector: Part<LabelSelector>,
     pub(super) policy_types: Part<Vec<String>>,
     pub(super) ingress: Part<Vec<Part<RuleParts>>>,
@@ -69,8 +74,10 @@ impl Parts {
         Self {
             namespace: metadata.namespace.unwrap_or_default(),
             name: metadata.name.unwrap_or_default(),
+            misnamed: Vec::new(),
             annotations: metadata.annotations.unwrap_or_default(),
             has_spec,
+            strangers: Vec::new(),
             pod_selector: Ok(spec.pod_selector.unwrap_or_default()),
             policy_types: Ok(spec.policy_types.unwrap_or_default()),
             ingress: Ok(ingress.map(|rule| Ok(rule.into())).collect()),
@@ -111,6 +118,10 @@ pub(super) fn read(parts: Parts) -> (Policy, Vec<Finding>) {
         );
         return (closed(&name.namespace, &name.name), reader.findings);
     }
+    if !parts.misnamed.is_empty() {
+        report(&mut reader, parts.misnamed, EVERY_POD);
+        return (closed(&name.namespace, &name.name), reader.findings);
+    }
     reader.check_name(&parts.name, syntax::dns_subdomain(&parts.name));
     if !parts.has_spec {
         reader.warning(
@@ -119,6 +130,7 @@ pub(super) fn read(parts: Parts) -> (Policy, Vec<Finding>) {
              allows nothing; write it out",
         );
     }
+    report(&mut reader, parts.strangers, STRANGER);
     let types = Types::read(
         &mut reader,
         parts.policy_types,
@@ -219,6 +231,8 @@ const BOTH_WAYS: &str = "until it is mended the policy isolates in both directio
                          rules of a direction that is named allow anything";
 const EVERY_POD: &str = "until it is mended the policy isolates every pod of its namespace and \
                          allows nothing";
+const STRANGER: &str = "until it is mended an absent podSelector selects every pod, absent \
+                        policyTypes isolate in both directions, and either allows nothing";
 
 fn read_pod_selector(reader: &mut Reader, selector: Part<LabelSelector>) -> Option<Selector> {
     match selector {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::evaluate::{Packet, evaluate};
-use crate::model::{Change, ContainerPort, Labels, Node, ObjectName, PodUid};
+use crate::model::{Change, ContainerPort, Labels, Node, ObjectName, Phase, PodUid};
 use crate::random;
 
 fn pod(name: &str, addresses: &[&str], ports: &[(Protocol, u16)]) -> Pod {
