@@ -1,3 +1,5 @@
+//! Claims about the ground state: who owns an address, what a change touches.
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Claims about `evaluate`, one by one and over random worlds.
+
 use proptest::prelude::*;
 
 use super::*;

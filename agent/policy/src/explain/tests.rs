@@ -1,3 +1,5 @@
+//! Claims about explanations: the rule that decided, the nearest miss, what would admit.
+
 use proptest::prelude::*;
 
 use super::*;

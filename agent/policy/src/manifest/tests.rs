@@ -1,3 +1,5 @@
+//! Claims about reading manifests: whole objects, and spoilt ones.
+
 mod objects;
 mod spoilt;
 
