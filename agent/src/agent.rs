@@ -67,6 +67,8 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> anyhow
         None => None,
     };
 
+    let totals = config.socket.with_file_name("totals.json");
+
     let mut dataplane = Dataplane::open(&Options {
         capacities: config
             .capacities
@@ -108,10 +110,10 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> anyhow
     servers.spawn(read_records(events, records));
     servers.spawn(read_diagnostics(diagnostics));
     let (listener, _socket) = socket.split();
-    servers.spawn(serve("API", http::serve_api(handle.clone(), listener)));
-    if let Some(listener) = metrics {
-        servers.spawn(serve("metrics", http::serve_metrics(handle, listener)));
-    }
+    servers.spawn(serve(
+        "API and metrics",
+        http::serve(handle, listener, metrics, totals),
+    ));
 
     let mut reconciling = tokio::spawn(reconciler.run(inputs));
     let ended = tokio::select! {

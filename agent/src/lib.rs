@@ -18,6 +18,7 @@ pub mod dataplane;
 pub mod flows;
 
 pub mod metrics;
+pub mod reading;
 
 pub mod answer;
 pub mod dto;

@@ -77,10 +77,7 @@ fn is_clean(status: &Status) -> bool {
             .findings
             .iter()
             .all(|finding| finding.severity != "error")
-        && status
-            .last_apply
-            .as_ref()
-            .is_none_or(|apply| apply.error.is_none())
+        && status.error.is_none()
 }
 
 fn write_status(
@@ -117,14 +114,13 @@ fn write_status(
     if let Some(apply) = &status.last_apply {
         let ago = seconds_since(&apply.time, now)
             .map_or_else(String::new, |ago| format!(" {} ago", age(ago)));
+        let writes = usize::try_from(apply.writes).unwrap_or(usize::MAX);
+        let took = apply
+            .took_ms
+            .map_or_else(String::new, |took| format!(" in {took:.1} ms"));
         let line = format!(
-            "last change applied{ago}: {} in {:.1} ms",
-            counted(
-                usize::try_from(apply.writes).unwrap_or(usize::MAX),
-                "write",
-                "writes"
-            ),
-            apply.took_ms
+            "last change applied{ago}: {}{took}",
+            counted(writes, "write", "writes")
         );
         writeln!(out, "{}", terminal.paint(Paint::Dim, &line))?;
     }
@@ -265,11 +261,7 @@ fn write_warnings(out: &mut impl Write, terminal: &Terminal, status: &Status) ->
             ));
         }
     }
-    if let Some(error) = status
-        .last_apply
-        .as_ref()
-        .and_then(|apply| apply.error.as_ref())
-    {
+    if let Some(error) = &status.error {
         lines.push((
             Paint::Deny,
             format!("the latest change is not in force: {error}"),
@@ -375,9 +367,9 @@ mod tests {
             last_apply: Some(Apply {
                 time: "2026-11-21T14:00:00Z".to_owned(),
                 writes: 214,
-                took_ms: 4.25,
-                error: None,
+                took_ms: Some(4.25),
             }),
+            error: None,
             events_lost: 0,
             denied_overflow: 0,
         }

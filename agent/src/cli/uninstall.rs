@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 
 use super::Outcome;
-use super::output::{self, Format, Terminal};
+use super::output::{self, Format, Terminal, counted};
 use crate::config::DEFAULT_PINS;
+use crate::dataplane::{Uninstalled, uninstall};
 use crate::dto::{Kind as _, Removal};
 
 /// Take every program, link and map of Picket off this node: nothing is enforced afterwards
@@ -37,8 +38,9 @@ impl Args {
             terminal.say("nothing was removed");
             return Ok(Outcome::No);
         }
-        let removal: Removal = removed(&self.pins)
+        let uninstalled = uninstall(&self.pins)
             .with_context(|| format!("removing what is pinned under {}", self.pins.display()))?;
+        let removal = removed(&uninstalled);
         let mut out = output::stdout();
         match self.output {
             Format::Json => output::write_json(&mut out, &removal.into_document())?,
@@ -78,6 +80,20 @@ impl Args {
     }
 }
 
-fn removed(_pins: &std::path::Path) -> anyhow::Result<Removal> {
-    bail!("not there yet")
+/// One line a thing.
+fn removed(uninstalled: &Uninstalled) -> Removal {
+    let counted = |number: usize, one, many| (number > 0).then(|| counted(number, one, many));
+    let programs = counted(
+        uninstalled.interfaces,
+        "interface's programs",
+        "interfaces' programs",
+    );
+    let pins = counted(
+        uninstalled.versions,
+        "directory of pinned maps and links",
+        "directories of pinned maps and links",
+    );
+    Removal {
+        removed: programs.into_iter().chain(pins).collect(),
+    }
 }

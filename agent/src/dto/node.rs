@@ -144,11 +144,9 @@ pub struct Apply {
     pub time: String,
     /// Writes it took.
     pub writes: u64,
-    /// From event to map, in milliseconds.
-    pub took_ms: f64,
-    /// Why it failed; absent when it did not.
+    /// From event to map, in milliseconds; absent when no change of objects was behind it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub error: Option<String>,
+    pub took_ms: Option<f64>,
 }
 
 /// `/v1/status`.
@@ -180,6 +178,9 @@ pub struct Status {
     /// The latest apply.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub last_apply: Option<Apply>,
+    /// Why the wanted state is not in force; absent when it is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<String>,
     /// Events lost since the pins were made.
     pub events_lost: u64,
     /// Refusals that found no room in DENIED.

@@ -84,7 +84,7 @@ struct Entry {
 
 /// Every edge since the agent started.
 #[derive(Debug)]
-pub struct Edges {
+pub(super) struct Edges {
     since: jiff::Timestamp,
     edges: HashMap<EdgeKey, Entry>,
     /// Packets a refused row had when it was last reported, so that only the growth is added.
@@ -94,7 +94,7 @@ pub struct Edges {
 
 impl Edges {
     /// No edges yet.
-    pub fn new(since: jiff::Timestamp) -> Self {
+    pub(super) fn new(since: jiff::Timestamp) -> Self {
         Self {
             since,
             edges: HashMap::new(),
@@ -104,7 +104,7 @@ impl Edges {
     }
 
     /// Adds a flow that was judged at `now`.
-    pub fn add(&mut self, flow: &Flow, now: jiff::Timestamp) {
+    pub(super) fn add(&mut self, flow: &Flow, now: jiff::Timestamp) {
         let connections = self.growth(flow);
         let key = EdgeKey::of(flow);
         if self.edges.len() >= MOST_EDGES && !self.edges.contains_key(&key) {
@@ -167,7 +167,7 @@ impl Edges {
     }
 
     /// Every edge, latest first.
-    pub fn list(&self, now: jiff::Timestamp, events_lost: u64) -> EdgeList {
+    pub(super) fn list(&self, now: jiff::Timestamp, events_lost: u64) -> EdgeList {
         let window = Window {
             from: self.since.to_string(),
             to: now.to_string(),
