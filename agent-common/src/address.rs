@@ -32,8 +32,13 @@ impl Address {
     /// The mapped form of an IPv4 address.
     #[inline(always)]
     pub const fn from_v4(v4: [u8; 4]) -> Self {
-        let [a, b, c, d] = v4;
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+        Self::from_words([0, 0, MAPPED, u32::from_ne_bytes(v4)])
+    }
+
+    /// The address of four native-endian words.
+    #[inline(always)]
+    const fn from_words(words: [u32; 4]) -> Self {
+        zerocopy::transmute!(words)
     }
 
     /// An IPv6 address as it is on the wire.
@@ -54,7 +59,8 @@ impl Address {
     /// The address as four native-endian words, for cheap comparison and hashing in the kernel.
     #[inline(always)]
     pub const fn words(self) -> [u32; 4] {
-        // Not byte by byte: on BPF that would be sixteen loads and as many places on the stack.
+        // All of this works on words: byte by byte, BPF needs sixteen places on its stack for one
+        // address.
         zerocopy::transmute!(self)
     }
 
@@ -62,26 +68,34 @@ impl Address {
     #[inline(always)]
     pub const fn is_v4(self) -> bool {
         let [a, b, c, _] = self.words();
-        a == 0 && b == 0 && c == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+        a | b | (c ^ MAPPED) == 0
     }
 
-    /// True for 224.0.0.0/4 (RFC 5771), 255.255.255.255 (RFC 919) and `ff00::/8` (RFC 4291 §2.7).
+    /// True for 224.0.0.0/4 (RFC 5771), 255.255.255.255 (RFC 919) and ff00::/8 (RFC 4291 §2.7).
     #[inline(always)]
     pub const fn is_group(self) -> bool {
-        let [first, .., m, n, o, p] = self.0;
+        let [first, .., last] = self.words();
         if self.is_v4() {
-            m & 0xf0 == 0xe0 || (m == 255 && n == 255 && o == 255 && p == 255)
+            last & first_bytes(0xf0, 0) == first_bytes(0xe0, 0) || last == u32::MAX
         } else {
-            first == 0xff
+            first & first_bytes(0xff, 0) == first_bytes(0xff, 0)
         }
     }
 
-    /// True for `fe80::/10` (RFC 4291 §2.5.6). IPv4's 169.254.0.0/16 is an ordinary unicast range here.
+    /// True for fe80::/10 (RFC 4291 §2.5.6). IPv4's 169.254.0.0/16 is an ordinary unicast range here.
     #[inline(always)]
     pub const fn is_v6_link_local(self) -> bool {
-        let [a, b, ..] = self.0;
-        a == 0xfe && b & 0xc0 == 0x80
+        let [first, ..] = self.words();
+        first & first_bytes(0xff, 0xc0) == first_bytes(0xfe, 0x80)
     }
+}
+
+/// The third word of a mapped IPv4 address.
+const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+
+/// A word with these first two bytes in network order.
+const fn first_bytes(first: u8, second: u8) -> u32 {
+    u32::from_ne_bytes([first, second, 0, 0])
 }
 
 impl From<core::net::IpAddr> for Address {

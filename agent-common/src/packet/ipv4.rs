@@ -11,7 +11,8 @@ const VERSION_AND_LENGTH: usize = HEADER_BYTES;
 const TOTAL_LENGTH: usize = HEADER_BYTES + 2;
 const FRAGMENT: usize = HEADER_BYTES + 6;
 const TTL_AND_PROTOCOL: usize = HEADER_BYTES + 8;
-const ADDRESSES: usize = HEADER_BYTES + 12;
+const SOURCE: usize = HEADER_BYTES + 12;
+const DESTINATION: usize = HEADER_BYTES + 16;
 
 /// "More fragments", of the fragment field.
 const MORE_FRAGMENTS: u16 = 0x2000;
@@ -28,8 +29,9 @@ pub(super) fn parse<P: Packet + ?Sized>(
     headers: &mut Headers,
 ) -> Result<Extent, ParseError> {
     let truncated = ParseError::IpTruncated;
-    // The addresses come last: when they are there, so is the rest.
-    let [s0, s1, s2, s3, d0, d1, d2, d3] = packet.load(ADDRESSES).ok_or(truncated)?;
+    // The destination comes last: when it is there, so is the rest.
+    let destination = packet.load(DESTINATION).ok_or(truncated)?;
+    let source = packet.load(SOURCE).ok_or(truncated)?;
     let [version_and_length] = packet.load(VERSION_AND_LENGTH).ok_or(truncated)?;
     if version_and_length >> 4 != 4 {
         return Err(ParseError::Version);
@@ -51,8 +53,8 @@ pub(super) fn parse<P: Packet + ?Sized>(
     let [hop_limit, protocol] = packet.load(TTL_AND_PROTOCOL).ok_or(truncated)?;
     headers.hop_limit = hop_limit;
     headers.protocol = protocol;
-    headers.source = Address::from_v4([s0, s1, s2, s3]);
-    headers.destination = Address::from_v4([d0, d1, d2, d3]);
+    headers.source = Address::from_v4(source);
+    headers.destination = Address::from_v4(destination);
     Ok(Extent {
         transport: HEADER_BYTES + header_bytes,
         end,
