@@ -148,9 +148,9 @@ impl Compiler {
     }
 
     /// A new set of these rules.
-    pub(crate) fn make_set(&mut self, cluster: &Cluster, rules: SetRules) -> SetId {
-        let id = self.sets.make(Arc::clone(&rules), &mut self.ids);
-        for rule in &*rules {
+    pub(crate) fn make_set(&mut self, cluster: &Cluster, rules: &SetRules) -> SetId {
+        let id = self.sets.make(Arc::clone(rules), &mut self.ids);
+        for rule in &**rules {
             self.rules.hold(rule.rule);
             if let Some(atom) = rule.atom
                 && let Some(content) = self.atoms.add_set(atom, id)
@@ -164,10 +164,10 @@ impl Compiler {
                 }
             }
         }
-        let default = self.judge(&rules, &[]);
+        let default = self.judge(rules, &[]);
         self.rows.insert(id, ClassId::NOTHING, default);
-        for class in self.classes_of(&rules) {
-            self.add_row(id, &rules, class);
+        for class in self.classes_of(rules) {
+            self.add_row(id, rules, class);
         }
         id
     }
@@ -326,26 +326,22 @@ impl Compiler {
         let is_asked = |address: &Address, content: Option<&AtomContent>| {
             content.is_none_or(|content| Prefixes::is_in(content, *address))
         };
-        let content = match atom {
-            Some(atom) => {
-                if !self.atoms.add_name(atom, name) {
-                    return;
-                }
-                let content = self.atoms.get(atom).map(|atom| Arc::clone(&atom.content));
-                let Some(content) = content else { return };
-                self.atom_members_changed(cluster, &content);
-                if content.blocks.is_empty() {
-                    return;
-                }
-                Some(content)
-            }
-            None => {
-                if !self.names.add_for_everyone(name) {
-                    return;
-                }
-                None
-            }
+        let is_first = match atom {
+            Some(atom) => self.atoms.add_name(atom, name),
+            None => self.names.add_for_everyone(name),
         };
+        if !is_first {
+            return;
+        }
+        let content = atom
+            .and_then(|atom| self.atoms.get(atom))
+            .map(|atom| Arc::clone(&atom.content));
+        if let Some(content) = &content {
+            self.atom_members_changed(cluster, content);
+            if content.blocks.is_empty() {
+                return;
+            }
+        }
         for pod in cluster.pods() {
             if self.names.ports_at(name, pod).next().is_some() {
                 let addresses = pod.addresses.iter().copied().map(Address::from);

@@ -229,7 +229,7 @@ impl Engine {
     pub fn detach(&mut self, ifindex: u32) {
         if let Some(endpoint) = self.endpoints.remove(ifindex) {
             self.touched.remove(&ifindex);
-            self.withdraw_later(endpoint);
+            self.withdraw_later(&endpoint);
         }
     }
 
@@ -334,7 +334,7 @@ impl Engine {
             && compiler.rows.is_settled()
     }
 
-    fn withdraw_later(&mut self, endpoint: Endpoint) {
+    fn withdraw_later(&mut self, endpoint: &Endpoint) {
         for set in endpoint.wanted {
             if let Some(set) = self.compiler.sets.get_mut(set) {
                 set.wanted -= 1;
@@ -359,7 +359,7 @@ impl Engine {
         }
         let unclaimed: Vec<Endpoint> = self.adopted.drain().map(|(_, endpoint)| endpoint).collect();
         for endpoint in unclaimed {
-            self.withdraw_later(endpoint);
+            self.withdraw_later(&endpoint);
         }
         let orphans: Vec<u32> = self
             .endpoints
@@ -370,7 +370,7 @@ impl Engine {
         for ifindex in orphans {
             if let Some(endpoint) = self.endpoints.remove(ifindex) {
                 let local = endpoint.local.clone();
-                self.withdraw_later(endpoint);
+                self.withdraw_later(&endpoint);
                 self.endpoints.insert(Endpoint::new(local));
             }
         }

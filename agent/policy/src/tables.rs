@@ -45,6 +45,13 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// Carries out writes in their order.
+    pub fn apply_all(&mut self, writes: &[Write]) {
+        for write in writes {
+            self.apply(write);
+        }
+    }
+
     /// Carries out one write.
     pub fn apply(&mut self, write: &Write) {
         match write {

@@ -45,6 +45,8 @@ pub(crate) struct Class {
 pub(crate) struct Classes {
     by_tokens: HashMap<Arc<[Token]>, ClassId>,
     by_id: HashMap<ClassId, Class>,
+    /// Keys in the maps that say "class 0" in so many words.
+    present_nothing: usize,
 }
 
 impl Classes {
@@ -106,14 +108,18 @@ impl Classes {
     /// One more key in the maps carries it.
     pub(crate) fn hold_present(&mut self, id: ClassId) {
         self.hold(id);
-        if let Some(class) = self.by_id.get_mut(&id) {
+        if id == ClassId::NOTHING {
+            self.present_nothing += 1;
+        } else if let Some(class) = self.by_id.get_mut(&id) {
             class.present += 1;
         }
     }
 
     /// One key less in the maps carries it; see [`Self::release`].
     pub(crate) fn release_present(&mut self, id: ClassId) -> Option<Class> {
-        if let Some(class) = self.by_id.get_mut(&id) {
+        if id == ClassId::NOTHING {
+            self.present_nothing = self.present_nothing.saturating_sub(1);
+        } else if let Some(class) = self.by_id.get_mut(&id) {
             class.present = class.present.saturating_sub(1);
         }
         self.release(id)
@@ -121,7 +127,15 @@ impl Classes {
 
     /// How many keys in the maps carry it.
     pub(crate) fn present(&self, id: ClassId) -> usize {
+        if id == ClassId::NOTHING {
+            return self.present_nothing;
+        }
         self.by_id.get(&id).map_or(0, |class| class.present)
+    }
+
+    /// Every class in use but class 0.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = ClassId> + '_ {
+        self.by_id.keys().copied()
     }
 
     /// Classes in use, class 0 not counted.

@@ -27,6 +27,12 @@ impl Net {
         length: V4_PREFIX_BITS,
     };
 
+    /// All of IPv6.
+    const V6: Self = Self {
+        address: Address::UNSPECIFIED,
+        length: 0,
+    };
+
     /// The prefix, unless it is IPv6 and within IPv4's mapped range: no packet shows those.
     pub(crate) fn of(net: IpNet) -> Option<Self> {
         let net = net.trunc();
@@ -176,7 +182,8 @@ impl Prefixes {
             .iter()
             .any(|(net, entry)| net.is_around_v4() && entry.is_border());
         for (net, entry) in &mut self.entries {
-            entry.is_leaving = !entry.is_border() && !(*net == Net::V4 && is_v4_kept);
+            let is_kept = entry.is_border() || (*net == Net::V4 && is_v4_kept);
+            entry.is_leaving = !is_kept;
         }
         self.entries.keys().copied().collect()
     }
@@ -297,6 +304,15 @@ impl Prefixes {
     pub(crate) fn is_in(content: &AtomContent, address: Address) -> bool {
         content.blocks.iter().any(|block| {
             block.cidr.contains(address) && !block.except.iter().any(|hole| hole.contains(address))
+        })
+    }
+
+    /// True when, before or after the next plan, some row speaks for every address of both
+    /// families: none is left that no row speaks for all the time.
+    pub(crate) fn is_everything_covered(&self) -> bool {
+        [Net::V4, Net::V6].iter().all(|net| {
+            let entry = self.entries.get(net);
+            entry.is_some_and(|entry| entry.present.is_some() || !entry.is_leaving)
         })
     }
 

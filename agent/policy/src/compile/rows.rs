@@ -69,7 +69,7 @@ impl Rows {
     }
 
     /// The rows to write, those for class 0 first; from now on they count as written.
-    pub(crate) fn to_write(&mut self) -> Vec<(VerdictKey, FunctionId)> {
+    pub(crate) fn take_unwritten(&mut self) -> Vec<(VerdictKey, FunctionId)> {
         let mut rows = Vec::new();
         for (set, class) in std::mem::take(&mut self.unwritten) {
             if let Some(row) = self.by_key.get_mut(&(set, class))

@@ -154,7 +154,7 @@ impl Engine {
                 .into_iter()
                 .map(|(key, verdict)| Write::PutPort(key, verdict)),
         );
-        for (key, function) in self.compiler.rows.to_write() {
+        for (key, function) in self.compiler.rows.take_unwritten() {
             let row = self.compiler.functions.row(function);
             writes.push(Write::PutVerdict(key, row));
         }

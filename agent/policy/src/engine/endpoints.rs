@@ -167,15 +167,15 @@ impl std::fmt::Display for SlotOwner {
 /// The endpoints, found by interface, pod and namespace.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Endpoints {
-    by_ifindex: BTreeMap<u32, Endpoint>,
-    by_uid: HashMap<PodUid, BTreeSet<u32>>,
-    by_namespace: HashMap<Arc<str>, BTreeSet<u32>>,
+    interfaces: BTreeMap<u32, Endpoint>,
+    of_uid: HashMap<PodUid, BTreeSet<u32>>,
+    of_namespace: HashMap<Arc<str>, BTreeSet<u32>>,
 }
 
 impl Endpoints {
     pub(super) fn insert(&mut self, endpoint: Endpoint) {
         let ifindex = endpoint.local.ifindex;
-        self.by_uid
+        self.of_uid
             .entry(endpoint.local.uid.clone())
             .or_default()
             .insert(ifindex);
@@ -183,9 +183,9 @@ impl Endpoints {
             .pod
             .as_ref()
             .map(|pod| Arc::clone(&pod.name.namespace));
-        self.by_ifindex.insert(ifindex, endpoint);
+        self.interfaces.insert(ifindex, endpoint);
         if let Some(namespace) = namespace {
-            self.by_namespace
+            self.of_namespace
                 .entry(namespace)
                 .or_default()
                 .insert(ifindex);
@@ -193,29 +193,29 @@ impl Endpoints {
     }
 
     pub(super) fn remove(&mut self, ifindex: u32) -> Option<Endpoint> {
-        let endpoint = self.by_ifindex.remove(&ifindex)?;
-        forget(&mut self.by_uid, &endpoint.local.uid, ifindex);
+        let endpoint = self.interfaces.remove(&ifindex)?;
+        forget(&mut self.of_uid, &endpoint.local.uid, ifindex);
         if let Some(pod) = &endpoint.pod {
-            forget(&mut self.by_namespace, &pod.name.namespace, ifindex);
+            forget(&mut self.of_namespace, &pod.name.namespace, ifindex);
         }
         Some(endpoint)
     }
 
     pub(super) fn get(&self, ifindex: u32) -> Option<&Endpoint> {
-        self.by_ifindex.get(&ifindex)
+        self.interfaces.get(&ifindex)
     }
 
     pub(super) fn get_mut(&mut self, ifindex: u32) -> Option<&mut Endpoint> {
-        self.by_ifindex.get_mut(&ifindex)
+        self.interfaces.get_mut(&ifindex)
     }
 
     pub(super) fn identify(&mut self, ifindex: u32, pod: Arc<Pod>) {
-        if let Some(endpoint) = self.by_ifindex.get_mut(&ifindex) {
+        if let Some(endpoint) = self.interfaces.get_mut(&ifindex) {
             if let Some(before) = &endpoint.pod {
-                forget(&mut self.by_namespace, &before.name.namespace, ifindex);
+                forget(&mut self.of_namespace, &before.name.namespace, ifindex);
             }
             let namespace = Arc::clone(&pod.name.namespace);
-            self.by_namespace
+            self.of_namespace
                 .entry(namespace)
                 .or_default()
                 .insert(ifindex);
@@ -224,11 +224,11 @@ impl Endpoints {
     }
 
     pub(super) fn of_pod(&self, uid: &PodUid) -> impl Iterator<Item = u32> + '_ {
-        self.by_uid.get(uid).into_iter().flatten().copied()
+        self.of_uid.get(uid).into_iter().flatten().copied()
     }
 
     pub(super) fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = u32> + '_ {
-        self.by_namespace
+        self.of_namespace
             .get(namespace)
             .into_iter()
             .flatten()
@@ -236,7 +236,7 @@ impl Endpoints {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Endpoint> {
-        self.by_ifindex.values()
+        self.interfaces.values()
     }
 
     pub(super) fn without_slot(&self) -> impl Iterator<Item = u32> + '_ {
@@ -246,7 +246,7 @@ impl Endpoints {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.by_ifindex.len()
+        self.interfaces.len()
     }
 }
 

@@ -131,7 +131,7 @@ impl Engine {
         } else {
             in_force.or(shared)
         };
-        let set = found.unwrap_or_else(|| self.compiler.make_set(&self.cluster, rules));
+        let set = found.unwrap_or_else(|| self.compiler.make_set(&self.cluster, &rules));
         if let Some(set) = self.compiler.sets.get_mut(set) {
             set.wanted += 1;
         }

@@ -209,16 +209,20 @@ impl<'a> Transition<'a> {
             return true;
         }
         let differs = |old, new| self.compiler.judges_differently((from, old), (to, new));
-        if differs(ClassId::NOTHING, ClassId::NOTHING) {
+        if self.changes.iter().any(|(old, new)| differs(*old, *new)) {
             return true;
         }
-        let rows = [from, to]
-            .into_iter()
-            .filter_map(|set| self.compiler.sets.get(set));
-        let mut classes = rows.flat_map(|set| set.rows.iter());
-        // Classes that some key keeps, then those that some key changes.
-        classes.any(|class| self.is_kept(*class) && differs(*class, *class))
-            || self.changes.iter().any(|(old, new)| differs(*old, *new))
+        let is_met = |class: ClassId| self.is_kept(class) && differs(class, class);
+        if differs(ClassId::NOTHING, ClassId::NOTHING) {
+            // Whoever has no row of its own meets this, nearly always some address no key lists.
+            return !self.compiler.prefixes.is_everything_covered()
+                || is_met(ClassId::NOTHING)
+                || self.compiler.classes.ids().any(is_met);
+        }
+        let sets = [from, to].into_iter();
+        let sets = sets.filter_map(|set| self.compiler.sets.get(set));
+        let mut classes = sets.flat_map(|set| set.rows.iter().copied());
+        classes.any(is_met)
     }
 
     /// True when an endpoint that keeps its set judges the change differently: connections of

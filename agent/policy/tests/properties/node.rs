@@ -1,0 +1,376 @@
+//! A node: an engine, the maps it writes, and what the specification says of them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_common::Address;
+use agent_common::judge::{PolicyTables as _, judge, peer_of};
+use agent_common::maps::{IdKind, NAME_SLOT, NameKey, peer_bucket};
+use agent_policy::cluster::Cluster;
+use agent_policy::engine::{Engine, LocalEndpoint, Options};
+use agent_policy::evaluate;
+use agent_policy::model::{
+    Change, Direction, Labels, ObjectName, Phase, Pod, PodUid, Policy, Protocol, RuleId, Verdict,
+};
+use agent_policy::selector::Selector;
+use agent_policy::tables::Tables;
+use proptest::prelude::*;
+
+use super::world::{self, Event, uid};
+
+/// A packet at one side of an endpoint.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Packet {
+    pub(crate) ifindex: u32,
+    /// Another slot is another endpoint.
+    pub(crate) slot: u32,
+    pub(crate) direction: Direction,
+    pub(crate) peer: IpAddr,
+    pub(crate) protocol: u8,
+    pub(crate) port: u16,
+}
+
+/// What the tables say of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Verdicted {
+    pub(crate) is_allowed: bool,
+    pub(crate) rule: RuleId,
+}
+
+pub(crate) type Verdicts = BTreeMap<Packet, Verdicted>;
+
+/// Every packet at every published endpoint.
+pub(crate) fn verdicts(tables: &Tables) -> Verdicts {
+    let mut verdicts = Verdicts::new();
+    let classes: Vec<(IpAddr, u32)> = world::addresses()
+        .into_iter()
+        .map(|peer| (peer, peer_of(tables, &Address::from(peer)).class))
+        .collect();
+    for ifindex in tables.endpoints.keys() {
+        let (config, _) = tables.endpoint(*ifindex).expect("published with its row");
+        for direction in Direction::ALL {
+            let set = config.sets[direction as usize];
+            for (peer, class) in &classes {
+                for (protocol, port) in world::protocols_and_ports() {
+                    let judgement = judge(tables, set, *class, protocol, port);
+                    let packet = Packet {
+                        ifindex: *ifindex,
+                        slot: config.slot,
+                        direction,
+                        peer: *peer,
+                        protocol,
+                        port,
+                    };
+                    let verdict = Verdicted {
+                        is_allowed: judgement.reason.verdict() == Verdict::Allow,
+                        rule: judgement.rule,
+                    };
+                    verdicts.insert(packet, verdict);
+                }
+            }
+        }
+    }
+    assert_eq!(
+        tables.default_rows_missed.get(),
+        0,
+        "a set has no default row"
+    );
+    verdicts
+}
+
+/// What a connection between an endpoint and a peer is stamped with.
+pub(crate) fn stamps(tables: &Tables) -> BTreeMap<(u32, IpAddr), (u32, u32)> {
+    let mut stamps = BTreeMap::new();
+    for (ifindex, word) in &tables.endpoints {
+        for peer in world::addresses() {
+            let bucket = peer_bucket(Address::from(peer));
+            let stamp = (word.revision, tables.peer_revision(bucket));
+            stamps.insert((*ifindex, peer), stamp);
+        }
+    }
+    stamps
+}
+
+const FIRST_IFINDEX: u32 = 10;
+
+pub(crate) fn ifindex(pod: usize) -> u32 {
+    FIRST_IFINDEX + u32::try_from(pod).unwrap()
+}
+
+fn local(pod: usize) -> LocalEndpoint {
+    LocalEndpoint {
+        uid: uid(pod),
+        ifindex: ifindex(pod),
+        addresses: Vec::new(),
+        attached: 7,
+        fails_open: false,
+    }
+}
+
+pub(crate) struct Node {
+    pub(crate) engine: Engine,
+    pub(crate) tables: Tables,
+    pub(crate) now: Duration,
+    options: Options,
+    /// Local pods as they were last seen alive while attached.
+    identities: HashMap<u32, Pod>,
+    attached: BTreeMap<u32, usize>,
+}
+
+impl Node {
+    pub(crate) fn new(options: Options) -> Self {
+        Self {
+            engine: Engine::new(options),
+            tables: Tables::default(),
+            now: Duration::from_secs(100),
+            options,
+            identities: HashMap::new(),
+            attached: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn happen(&mut self, events: &[Event]) {
+        for event in events {
+            match event {
+                Event::Change(change) => {
+                    let _touched = self.engine.apply(change.clone());
+                }
+                Event::Attach(pod) => {
+                    let endpoint = local(*pod);
+                    self.attached.insert(endpoint.ifindex, *pod);
+                    self.engine.attach(endpoint);
+                }
+                Event::Detach(pod) => {
+                    let ifindex = ifindex(*pod);
+                    self.attached.remove(&ifindex);
+                    self.identities.remove(&ifindex);
+                    self.engine.detach(ifindex);
+                }
+            }
+            self.identify();
+        }
+    }
+
+    fn identify(&mut self) {
+        for (ifindex, pod) in &self.attached {
+            if let Some(pod) = self.engine.cluster().pod(&uid(*pod))
+                && pod.phase != Phase::Completed
+                && !pod.host_network
+            {
+                self.identities.insert(*ifindex, Pod::clone(pod));
+            }
+        }
+    }
+
+    /// Plans and carries out.
+    pub(crate) fn settle(&mut self) -> Result<(), TestCaseError> {
+        match self.engine.plan(self.now) {
+            Err(refused) => return Err(TestCaseError::fail(refused.to_string())),
+            Ok(None) => {}
+            Ok(Some(plan)) => {
+                self.tables.apply_all(&plan.writes);
+                self.engine.written(self.now);
+            }
+        }
+        let again = self.engine.plan(self.now);
+        prop_assert_eq!(again, Ok(None), "settled, yet there is more to do");
+        Ok(())
+    }
+
+    /// Compacts, and lets everything rest and go.
+    pub(crate) fn settle_down(&mut self) -> Result<(), TestCaseError> {
+        self.engine.compact();
+        self.settle()?;
+        for _ in 0..3 {
+            self.now += Duration::from_secs(3);
+            self.settle()?;
+        }
+        prop_assert_eq!(self.engine.next_deadline(), None);
+        Ok(())
+    }
+
+    /// Everything goes: pods, policies, namespaces, endpoints.
+    pub(crate) fn forget_everything(&mut self) {
+        let cluster = self.engine.cluster();
+        let pods = cluster.pods().map(|pod| Change::PodGone(pod.uid.clone()));
+        let policies = cluster
+            .policies()
+            .map(|policy| Change::PolicyGone(policy.name.clone()));
+        let namespaces = cluster
+            .namespaces()
+            .map(|namespace| Change::NamespaceGone(Arc::clone(&namespace.name)));
+        let changes: Vec<Event> = pods
+            .chain(policies)
+            .chain(namespaces)
+            .map(Event::Change)
+            .collect();
+        self.happen(&changes);
+        let detached: Vec<Event> = self
+            .attached
+            .values()
+            .map(|pod| Event::Detach(*pod))
+            .collect();
+        self.happen(&detached);
+    }
+
+    /// The next agent, with the maps this one leaves, the same objects and interfaces.
+    pub(crate) fn restarted(&self) -> Self {
+        let mut next = Self {
+            engine: Engine::adopt(self.options, &self.tables),
+            tables: self.tables.clone(),
+            ..Self::new(self.options)
+        };
+        next.happen(&self.objects());
+        next
+    }
+
+    /// A node that never had another state than this one.
+    pub(crate) fn fresh(&self) -> Result<Self, TestCaseError> {
+        let mut scratch = Self::new(self.options);
+        scratch.happen(&self.objects());
+        scratch.settle()?;
+        scratch.settle_down()?;
+        Ok(scratch)
+    }
+
+    fn objects(&self) -> Vec<Event> {
+        let cluster = self.engine.cluster();
+        let pods = cluster
+            .pods()
+            .map(|pod| Change::Pod(Box::new(Pod::clone(pod))));
+        let policies = cluster
+            .policies()
+            .map(|policy| Change::Policy(Box::new(Policy::clone(policy))));
+        let namespaces = cluster
+            .namespaces()
+            .map(|namespace| Change::Namespace(namespace.clone()));
+        let changes = namespaces.chain(pods).chain(policies).map(Event::Change);
+        changes
+            .chain(self.attached.values().map(|pod| Event::Attach(*pod)))
+            .collect()
+    }
+
+    /// True when no endpoint lives on by what was known of its pod earlier.
+    pub(crate) fn knows_every_pod(&self) -> bool {
+        self.identities.iter().all(|(ifindex, known)| {
+            let uid = uid(self.attached[ifindex]);
+            self.engine
+                .cluster()
+                .pod(&uid)
+                .is_some_and(|pod| **pod == *known)
+        })
+    }
+
+    /// The pod each address belongs to.
+    pub(crate) fn owners(&self) -> BTreeMap<IpAddr, PodUid> {
+        let owner = |address: IpAddr| {
+            let owner = self.engine.cluster().owner_of(address)?;
+            Some((address, owner.uid.clone()))
+        };
+        world::addresses().into_iter().filter_map(owner).collect()
+    }
+
+    /// The slot of each published endpoint. A new slot is a new endpoint.
+    pub(crate) fn published(&self) -> BTreeMap<u32, u32> {
+        let slot = |(ifindex, word): (&u32, &agent_common::maps::EndpointWord)| {
+            (*ifindex, self.tables.configs[&word.config_row].slot)
+        };
+        self.tables.endpoints.iter().map(slot).collect()
+    }
+
+    /// Whose slot each published endpoint has.
+    pub(crate) fn slots(&self) -> BTreeMap<u32, (String, u32)> {
+        let named = |(ifindex, slot): (u32, u32)| {
+            let key = NameKey {
+                kind: NAME_SLOT,
+                id: slot,
+            };
+            (ifindex, (self.tables.names[&key].clone(), slot))
+        };
+        self.published().into_iter().map(named).collect()
+    }
+
+    /// Verdicts and deciding rules are those of the specification; ids are reserved and named.
+    pub(crate) fn check_against_specification(&self) -> Result<(), TestCaseError> {
+        let cluster = self.engine.cluster();
+        let verdicts = verdicts(&self.tables);
+        let published: Vec<u32> = self.tables.endpoints.keys().copied().collect();
+        let expected: Vec<u32> = self
+            .attached
+            .keys()
+            .filter(|ifindex| self.identities.contains_key(*ifindex))
+            .copied()
+            .collect();
+        prop_assert_eq!(published, expected, "published endpoints");
+        for (packet, verdict) in &verdicts {
+            let pod = &self.identities[&packet.ifindex];
+            if pod.addresses.contains(&packet.peer) {
+                continue;
+            }
+            let wanted = specified(cluster, pod, packet);
+            prop_assert_eq!(
+                verdict.is_allowed,
+                wanted.is_allowed(),
+                "{:?}, {:?}",
+                packet,
+                wanted
+            );
+            let rule = self.engine.rule_ref(verdict.rule).cloned();
+            prop_assert_eq!(&rule, &wanted.rule, "rule of {:?}", packet);
+        }
+        let next = |kind: IdKind| self.tables.ids[kind as usize];
+        for (key, row) in &self.tables.verdicts {
+            prop_assert!(u64::from(key.set) < next(IdKind::Set));
+            prop_assert!(u64::from(key.class) < next(IdKind::Class).max(1));
+            prop_assert!(u64::from(row.function) < next(IdKind::Function).max(1));
+        }
+        for word in self.tables.endpoints.values() {
+            prop_assert!(u64::from(word.revision) < next(IdKind::Revision));
+        }
+        Ok(())
+    }
+}
+
+fn specified(cluster: &Cluster, pod: &Pod, packet: &Packet) -> evaluate::Decision {
+    evaluate::judge(
+        cluster,
+        pod,
+        packet.direction,
+        packet.peer,
+        Protocol(packet.protocol),
+        packet.port,
+    )
+}
+
+/// A local pod that one policy isolates, then the policy is gone.
+pub(crate) fn isolating_then_open() -> [Vec<Event>; 2] {
+    let pod = Pod {
+        uid: uid(0),
+        name: ObjectName::new("a", "pod-0"),
+        labels: Labels::new(),
+        addresses: vec!["10.0.0.1".parse().unwrap()],
+        ports: Vec::new(),
+        host_network: false,
+        phase: Phase::Live,
+        created: 0,
+        node: String::new(),
+        workload: String::new(),
+        annotations: Labels::new(),
+    };
+    let policy = Policy {
+        name: ObjectName::new("a", "p"),
+        pods: Selector::EVERYTHING,
+        isolates_ingress: true,
+        isolates_egress: false,
+        ingress: Vec::new(),
+        egress: Vec::new(),
+        annotations: Labels::new(),
+    };
+    let gone = Change::PolicyGone(policy.name.clone());
+    let first = [Change::Pod(Box::new(pod)), Change::Policy(Box::new(policy))];
+    let mut first: Vec<Event> = first.into_iter().map(Event::Change).collect();
+    first.push(Event::Attach(0));
+    [first, vec![Event::Change(gone)]]
+}

@@ -1,0 +1,302 @@
+//! Small worlds in which things meet often: few names, labels, addresses and ranges, and packets
+//! on both sides of every edge that rules can draw.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use agent_policy::model::{
+    Change, ContainerPort, Labels, Namespace, NamespaceScope, ObjectName, Peer, Peers, Phase, Pod,
+    PodUid, Policy, PortMatch, Ports, Protocol, Rule,
+};
+use agent_policy::selector::{Operator, Requirement, Selector};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+/// Pods there can be; the first few are local.
+pub(crate) const PODS: usize = 7;
+/// Local pods.
+pub(crate) const LOCAL: usize = 4;
+
+const NAMESPACES: [&str; 3] = ["a", "b", "c"];
+const POD_ADDRESSES: [&str; 9] = [
+    "10.0.0.1",
+    "10.0.0.2",
+    "10.0.0.3",
+    "10.0.1.1",
+    "10.0.1.2",
+    "172.16.0.1",
+    "fd00::1",
+    "fd00::2",
+    "fd00:1::1",
+];
+const OTHER_ADDRESSES: [&str; 9] = [
+    "10.0.0.0",
+    "10.0.0.9",
+    "10.0.0.77",
+    "10.0.255.1",
+    "192.168.1.1",
+    "8.8.8.8",
+    "fd00::9",
+    "fd00:ffff::1",
+    "2001:db8::1",
+];
+const RANGES: [&str; 12] = [
+    "0.0.0.0/0",
+    "10.0.0.0/16",
+    "10.0.0.0/24",
+    "10.0.0.0/30",
+    "10.0.1.0/24",
+    "10.0.0.9/32",
+    "192.168.0.0/16",
+    "::/0",
+    "fd00::/16",
+    "fd00::/126",
+    "fd00:1::/64",
+    "10.0.0.2/32",
+];
+/// A port of every stretch that the edges below, and the numbers names resolve to, cut out.
+const PORTS: [u16; 10] = [1, 53, 80, 81, 443, 444, 8000, 8080, 8081, 8091];
+
+/// Every (protocol, port) that rules may tell apart.
+pub(crate) fn protocols_and_ports() -> impl Iterator<Item = (u8, u16)> {
+    let with_ports = [6, 17, 132].into_iter();
+    let with_ports = with_ports.flat_map(|protocol| PORTS.map(|port| (protocol, port)));
+    with_ports.chain([(1, 0)])
+}
+
+/// Every address that rules may tell apart.
+pub(crate) fn addresses() -> Vec<IpAddr> {
+    let all = POD_ADDRESSES.iter().chain(&OTHER_ADDRESSES);
+    all.map(|text| text.parse().unwrap()).collect()
+}
+
+pub(crate) fn uid(pod: usize) -> PodUid {
+    PodUid(Arc::from(format!("uid-{pod}")))
+}
+
+fn labels(of: &[(&str, Option<&str>)]) -> Labels {
+    let given = of.iter().filter_map(|(key, value)| Some((*key, (*value)?)));
+    given
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
+fn label_value() -> impl Strategy<Value = Option<&'static str>> {
+    prop_oneof![Just(None), Just(Some("x")), Just(Some("y"))]
+}
+
+pub(crate) fn namespace() -> impl Strategy<Value = Change> {
+    let namespace = (prop::sample::select(&NAMESPACES[..]), label_value());
+    namespace.prop_map(|(name, team)| {
+        let mut labels = labels(&[("team", team)]);
+        labels.insert("kubernetes.io/metadata.name".to_owned(), name.to_owned());
+        Change::Namespace(Namespace {
+            name: Arc::from(name),
+            labels,
+            annotations: Labels::new(),
+        })
+    })
+}
+
+fn container_ports() -> impl Strategy<Value = Vec<ContainerPort>> {
+    let port = (
+        prop::sample::select(&["http", "dns"][..]),
+        prop::sample::select(&[Protocol::TCP, Protocol::UDP][..]),
+        prop::sample::select(&[53_u16, 80, 8080][..]),
+    );
+    vec(port, 0..3).prop_map(|ports| {
+        let port = |(name, protocol, port): (&str, Protocol, u16)| ContainerPort {
+            name: name.to_owned(),
+            protocol,
+            port,
+        };
+        ports.into_iter().map(port).collect()
+    })
+}
+
+pub(crate) fn pod_of(index: impl Strategy<Value = usize>) -> impl Strategy<Value = Change> {
+    let namespace = prop::sample::select(&NAMESPACES[..]);
+    let addresses = vec(prop::sample::select(&POD_ADDRESSES[..]), 0..3);
+    let phase = prop_oneof![
+        8 => Just(Phase::Live),
+        1 => Just(Phase::Terminating),
+        1 => Just(Phase::Completed),
+    ];
+    let identity = (index, namespace, 0..3_i64);
+    let what = (label_value(), label_value(), addresses, container_ports());
+    let how = (phase, prop::bool::weighted(0.05));
+    (identity, what, how).prop_map(|(identity, what, how)| {
+        let (index, namespace, created) = identity;
+        let (app, tier, mut addresses, ports) = what;
+        let (phase, host_network) = how;
+        addresses.dedup();
+        Change::Pod(Box::new(Pod {
+            uid: uid(index),
+            // A pod never changes its namespace: local pods are told apart by it.
+            name: ObjectName::new(
+                if index < LOCAL {
+                    NAMESPACES[index % 2]
+                } else {
+                    namespace
+                },
+                format!("pod-{index}"),
+            ),
+            labels: labels(&[("app", app), ("tier", tier)]),
+            addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+            ports,
+            host_network: host_network && index >= LOCAL,
+            phase,
+            created,
+            node: String::new(),
+            workload: String::new(),
+            annotations: Labels::new(),
+        }))
+    })
+}
+
+fn requirement() -> impl Strategy<Value = Requirement> {
+    let values = || vec(prop::sample::select(&["x", "y"][..]), 1..3);
+    let owned = |values: Vec<&str>| values.into_iter().map(str::to_owned).collect();
+    let operator = prop_oneof![
+        4 => values().prop_map(move |values| Operator::In(owned(values))),
+        2 => values().prop_map(move |values| Operator::NotIn(owned(values))),
+        1 => Just(Operator::Exists),
+        1 => Just(Operator::DoesNotExist),
+    ];
+    let key = prop::sample::select(&["app", "tier", "team"][..]);
+    (key, operator).prop_map(|(key, operator)| Requirement {
+        key: key.to_owned(),
+        operator,
+    })
+}
+
+fn selector() -> impl Strategy<Value = Selector> {
+    vec(requirement(), 0..3).prop_map(Selector::new)
+}
+
+fn peer() -> impl Strategy<Value = Peer> {
+    let scope = prop_oneof![
+        Just(NamespaceScope::Own),
+        selector().prop_map(NamespaceScope::Selected),
+    ];
+    let pods = (scope, selector()).prop_map(|(namespaces, pods)| Peer::Pods { namespaces, pods });
+    let holes = vec(prop::sample::select(&RANGES[..]), 0..3);
+    let block = (prop::sample::select(&RANGES[..]), holes).prop_map(|(cidr, holes)| {
+        let cidr: ipnet::IpNet = cidr.parse().unwrap();
+        let holes = holes.into_iter().map(|hole| hole.parse().unwrap());
+        let inside = |hole: &ipnet::IpNet| cidr.contains(hole) && *hole != cidr;
+        Peer::Block {
+            except: holes.filter(inside).collect(),
+            cidr,
+        }
+    });
+    prop_oneof![pods, block]
+}
+
+fn port_match() -> impl Strategy<Value = PortMatch> {
+    let protocol =
+        || prop::sample::select(&[Protocol::TCP, Protocol::TCP, Protocol::UDP, Protocol::SCTP][..]);
+    let edges = [
+        (80, 80),
+        (443, 443),
+        (8000, 8090),
+        (443, 8080),
+        (53, 53),
+        (80, 65535),
+    ];
+    let range = prop::sample::select(edges.to_vec());
+    prop_oneof![
+        1 => protocol().prop_map(PortMatch::Protocol),
+        4 => (protocol(), range).prop_map(|(protocol, (first, last))| PortMatch::Range {
+            protocol,
+            first,
+            last,
+        }),
+        3 => (protocol(), prop::sample::select(&["http", "dns"][..])).prop_map(
+            |(protocol, name)| PortMatch::Named {
+                protocol,
+                name: name.to_owned(),
+            }
+        ),
+    ]
+}
+
+fn rule() -> impl Strategy<Value = Rule> {
+    let peers = prop_oneof![
+        1 => Just(Peers::All),
+        5 => vec(peer(), 0..4).prop_map(Peers::Any),
+    ];
+    let ports = prop_oneof![
+        2 => Just(Ports::All),
+        3 => vec(port_match(), 0..5).prop_map(Ports::Any),
+    ];
+    (peers, ports).prop_map(|(peers, ports)| Rule { peers, ports })
+}
+
+pub(crate) fn policy() -> impl Strategy<Value = Change> {
+    let name = (
+        // Where local pods live.
+        prop::sample::select(&NAMESPACES[..2]),
+        prop::sample::select(&["p", "q", "r"][..]),
+    );
+    let rules = || vec(rule(), 0..4);
+    let isolates = prop::sample::select(vec![(true, true), (true, false), (false, true)]);
+    (name, selector(), isolates, rules(), rules()).prop_map(
+        |((namespace, name), pods, (isolates_ingress, isolates_egress), ingress, egress)| {
+            Change::Policy(Box::new(Policy {
+                name: ObjectName::new(namespace, name),
+                pods,
+                isolates_ingress,
+                isolates_egress,
+                ingress,
+                egress,
+                annotations: Labels::new(),
+            }))
+        },
+    )
+}
+
+/// One thing that happens to the agent.
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    Change(Change),
+    /// A local pod's interface appears.
+    Attach(usize),
+    /// It goes.
+    Detach(usize),
+}
+
+pub(crate) fn event() -> impl Strategy<Value = Event> {
+    let policy_gone = (
+        prop::sample::select(&NAMESPACES[..2]),
+        prop::sample::select(&["p", "q", "r"][..]),
+    );
+    let gone = policy_gone
+        .prop_map(|(namespace, name)| Change::PolicyGone(ObjectName::new(namespace, name)));
+    prop_oneof![
+        10 => pod_of(0..PODS).prop_map(Event::Change),
+        2 => (0..PODS).prop_map(|pod| Event::Change(Change::PodGone(uid(pod)))),
+        4 => namespace().prop_map(Event::Change),
+        10 => policy().prop_map(Event::Change),
+        3 => gone.prop_map(Event::Change),
+        1 => (0..LOCAL).prop_map(Event::Detach),
+        2 => (0..LOCAL).prop_map(Event::Attach),
+    ]
+}
+
+/// A populated world, then batches of events.
+pub(crate) fn history(batches: usize) -> impl Strategy<Value = Vec<Vec<Event>>> {
+    let pods: Vec<_> = (0..PODS).map(|pod| pod_of(Just(pod))).collect();
+    let start = (pods, vec(namespace(), 3), vec(policy(), 1..7)).prop_map(
+        |(pods, namespaces, policies)| {
+            let changes = pods.into_iter().chain(namespaces).chain(policies);
+            let mut events: Vec<Event> = changes.map(Event::Change).collect();
+            events.extend((0..LOCAL).map(Event::Attach));
+            events
+        },
+    );
+    (start, vec(vec(event(), 1..5), 1..=batches)).prop_map(|(start, mut batches)| {
+        batches.insert(0, start);
+        batches
+    })
+}
