@@ -7,6 +7,7 @@
 
 mod addition;
 mod conditions;
+mod kind;
 mod suspects;
 #[cfg(test)]
 mod tests;
@@ -22,7 +23,8 @@ use crate::model::{Direction, ObjectName, Pod, Reason, RuleRef, Verdict};
 use crate::selector::Selector;
 
 pub use addition::Addition;
-pub use conditions::{Condition, Kind, NearRule};
+pub use conditions::{Condition, NearRule};
+pub use kind::Kind;
 pub use suspects::Suspect;
 
 /// How many of the nearest rules are given.

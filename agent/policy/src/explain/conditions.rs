@@ -1,64 +1,14 @@
 //! A rule as a list of conditions, each tried on a packet; the rules that come nearest.
 
-use std::fmt;
 use std::sync::Arc;
 
-use super::words;
+use super::{Kind, words};
 use crate::cluster::Cluster;
 use crate::evaluate::Flow;
 use crate::model::{
     Direction, NamespaceScope, Peer, Peers, Pod, Policy, PortMatch, Ports, Rule, RuleRef,
 };
 use crate::selector::Selector;
-
-/// What a condition is about.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Kind {
-    /// The rule could be read.
-    Readable,
-    /// The policy isolates in this direction, so that its rules count.
-    Direction,
-    /// The policy selects the endpoint.
-    Selects,
-    /// Protocol.
-    Protocol,
-    /// Port number.
-    Port,
-    /// Port number behind a name.
-    NamedPort,
-    /// The peer's namespace.
-    Namespace,
-    /// The peer's labels, or that it is a pod at all.
-    Pod,
-    /// The peer's address.
-    IpBlock,
-    /// The peer's address is not among the exceptions.
-    Except,
-}
-
-impl Kind {
-    /// The word used in JSON and text.
-    pub const fn as_label(self) -> &'static str {
-        match self {
-            Self::Readable => "readable",
-            Self::Direction => "direction",
-            Self::Selects => "selects",
-            Self::Protocol => "protocol",
-            Self::Port => "port",
-            Self::NamedPort => "named port",
-            Self::Namespace => "namespace",
-            Self::Pod => "pod",
-            Self::IpBlock => "ipBlock",
-            Self::Except => "except",
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_label())
-    }
-}
 
 /// One condition of a rule: what it wants, and who has what instead.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -4,8 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::conditions::{Kind, NearRule};
-use super::{Party, words};
+use super::conditions::NearRule;
+use super::{Kind, Party, words};
 use crate::cluster::Cluster;
 use crate::evaluate::Flow;
 use crate::model::{
