@@ -100,17 +100,17 @@ fn why_names_both_directions_the_isolating_policies_the_miss_and_the_fix() {
   2  entering payments/deploy/payments-api  DENIED   isolated for ingress, and no rule admits this
 
   isolated by  payments/default-deny-ingress  selects every pod, has no rules
-           payments/allow-case-api        selects app=payments-api, 1 rule
+               payments/allow-case-api        selects app=payments-api, 1 rule
 
   nearest rule payments/allow-case-api  ingress[0]
-           ✓ port       TCP/8080
-           ✗ namespace  wants name=case-management  web has tier=edge
+               ✓ port       TCP/8080
+               ✗ namespace  wants name=case-management  web has tier=edge
 
   ! the namespace has another label
 
   to admit it, add to payments/allow-case-api under spec.ingress:
-  - from:
-    - podSelector: {}
+      - from:
+        - podSelector: {}
   ! admits every pod
 ";
     assert_eq!(
@@ -123,8 +123,8 @@ fn why_names_both_directions_the_isolating_policies_the_miss_and_the_fix() {
 fn can_is_three_lines() {
     let expected = "\
 ✗ no   web/deploy/portal → payments/deploy/payments-api   TCP/8080
-    egress   yes  not isolated
-    ingress  no   isolated by default-deny-ingress, allow-case-api; nearest allow-case-api[0] wants namespace name=case-management
+        egress   yes  not isolated
+        ingress  no   isolated by default-deny-ingress, allow-case-api; nearest allow-case-api[0] wants namespace name=case-management
 ";
     assert_eq!(
         text(|out| write_can(out, &Terminal::PLAIN, &denied())),
