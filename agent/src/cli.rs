@@ -77,7 +77,7 @@ Examples:
   picket flows -f                                  connections and refusals as they happen"
 )]
 struct Cli {
-    /// When to colour the output; NO_COLOR and CLICOLOR_FORCE are honoured.
+    /// When to colour the output; `NO_COLOR` and `CLICOLOR_FORCE` are honoured.
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     color: ColorChoice,
     #[command(subcommand)]

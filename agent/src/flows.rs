@@ -189,7 +189,7 @@ impl Task {
         let lost = self.lost + kernel;
         match request {
             Request::Edges(answer) => {
-                drop(answer.send(self.edges.list(jiff::Timestamp::now(), lost)))
+                drop(answer.send(self.edges.list(jiff::Timestamp::now(), lost)));
             }
             Request::Recent(answer) => {
                 let items = self.recent.iter().map(|flow| Flow::clone(flow)).collect();

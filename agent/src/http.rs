@@ -134,6 +134,7 @@ impl From<crate::answer::ReferenceError> for Failure {
 
 type Answer<T> = Result<Json<dto::Document<T>>, Failure>;
 
+#[expect(clippy::unnecessary_wraps, reason = "the last line of every handler")]
 fn answered<T: Kind + Serialize>(body: T) -> Answer<T> {
     Ok(Json(body.into_document()))
 }
@@ -199,22 +200,18 @@ async fn can(State(api): State<Api>, Query(ends): Query<Ends>) -> Answer<dto::Ex
 
 async fn why(State(api): State<Api>, Query(ends): Query<Ends>) -> Result<Response, Failure> {
     let question = ends.read()?;
-    Ok(match question.from {
-        Some(_) => {
-            let list = api
-                .handle
-                .ask(move |view| questions::why(view, &question))
-                .await??;
-            Json(list.into_document()).into_response()
-        }
-        None => {
-            let list = api
-                .handle
-                .ask(move |view| questions::latest(view, &question))
-                .await??;
-            Json(list.into_document()).into_response()
-        }
-    })
+    if question.from.is_some() {
+        let list = api
+            .handle
+            .ask(move |view| questions::why(view, &question))
+            .await??;
+        return Ok(Json(list.into_document()).into_response());
+    }
+    let list = api
+        .handle
+        .ask(move |view| questions::latest(view, &question))
+        .await??;
+    Ok(Json(list.into_document()).into_response())
 }
 
 async fn policy(

@@ -80,7 +80,7 @@ fn write_value(mut one: MetricEncoder<'_>, value: &Value<'_>) -> fmt::Result {
             let buckets: Vec<(f64, u64)> = Histogram::BOUNDS
                 .into_iter()
                 .zip(histogram.counts)
-                .chain([(f64::MAX, histogram.longer)])
+                .chain([(f64::INFINITY, histogram.longer)])
                 .collect();
             one.encode_histogram::<NoLabelSet>(
                 histogram.sum.as_secs_f64(),
@@ -495,3 +495,6 @@ fn encode(reading: Reading, ledger: Ledger) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! The effective policy of a pod: what isolates it, and every rule that admits something.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use agent_policy::cluster::Cluster;
 use agent_policy::evaluate;
@@ -11,7 +11,7 @@ use super::words;
 use crate::dto::{EffectiveDirection, EffectivePolicy, EffectiveRule};
 
 /// Both directions of a pod; `hits` are new connections by rule, where they are known.
-pub fn effective(cluster: &Cluster, pod: &Pod, hits: &HashMap<String, u64>) -> EffectivePolicy {
+pub fn effective(cluster: &Cluster, pod: &Pod, hits: &BTreeMap<String, u64>) -> EffectivePolicy {
     let directions = [Direction::Ingress, Direction::Egress].map(|direction| {
         let isolating = evaluate::isolating(cluster, pod, direction);
         let rules = isolating.iter().flat_map(|policy| {

@@ -334,6 +334,7 @@ mod tests {
         text.parse()
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "as a Reference has it")]
     fn tcp(port: u16) -> Option<PortReference> {
         Some(PortReference {
             protocol: Protocol::TCP,

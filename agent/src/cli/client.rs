@@ -10,6 +10,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use super::output::append;
 use crate::config::DEFAULT_SOCKET;
 use crate::dto::{Document, Problem};
 
@@ -149,7 +150,10 @@ fn absent(socket: &Path, error: &std::io::Error) -> String {
             "the socket is there, but nobody listens; the agent has stopped".to_owned()
         }
         ErrorKind::PermissionDenied => "permission denied; ask as root".to_owned(),
-        _ => error.to_string(),
+        other => match error.raw_os_error() {
+            Some(_) => error.to_string(),
+            None => other.to_string(),
+        },
     };
     format!("no agent answers at {}: {why}", socket.display())
 }
@@ -175,7 +179,7 @@ fn uri(path: &str, query: &[(&str, String)]) -> String {
             if byte.is_ascii_alphanumeric() || b"-._~/:".contains(&byte) {
                 uri.push(char::from(byte));
             } else {
-                uri.push_str(&format!("%{byte:02X}"));
+                append(&mut uri, format_args!("%{byte:02X}"));
             }
         }
     }

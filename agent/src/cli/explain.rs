@@ -6,7 +6,7 @@ mod tests;
 use std::io::{self, Write};
 
 use super::Outcome;
-use super::output::{Cell, Column, Paint, Table, Terminal, age, counted, grouped};
+use super::output::{Cell, Column, Paint, Table, Terminal, age, append, counted, grouped};
 use crate::dto::{
     Addition, DenialList, DirectionWord, Explanation, Isolating, Judgement, NearRule, Observed,
     VerdictWord,
@@ -78,10 +78,10 @@ fn observed_text(observed: &Observed, now: jiff::Timestamp) -> String {
     };
     let mut text = format!("refused {times}");
     if let Some(first) = since(&observed.first) {
-        text.push_str(&format!(" in {first}"));
+        append(&mut text, format_args!(" in {first}"));
     }
     if let Some(last) = since(&observed.last) {
-        text.push_str(&format!(", last {last} ago"));
+        append(&mut text, format_args!(", last {last} ago"));
     }
     if observed.incomplete {
         text.push_str(" (or more: the table of refusals was full)");
@@ -160,7 +160,10 @@ fn can_reason(judgement: &Judgement) -> String {
                 format!("isolated by {}", isolating.join(", "))
             };
             if let Some(near) = judgement.nearest.first() {
-                text.push_str(&format!("; nearest {}", short_rule(&near.rule)));
+                append(
+                    &mut text,
+                    format_args!("; nearest {}", short_rule(&near.rule)),
+                );
                 let wants: Vec<String> = near
                     .conditions
                     .iter()
@@ -168,7 +171,7 @@ fn can_reason(judgement: &Judgement) -> String {
                     .map(|condition| format!("{} {}", condition.condition, condition.wants))
                     .collect();
                 if !wants.is_empty() {
-                    text.push_str(&format!(" wants {}", wants.join(" and ")));
+                    append(&mut text, format_args!(" wants {}", wants.join(" and ")));
                 }
             } else if judgement.isolated_by.iter().all(|each| each.rules == 0)
                 && !isolating.is_empty()

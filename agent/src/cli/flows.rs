@@ -7,7 +7,7 @@ use super::Outcome;
 use super::client::{Received, Socket};
 use super::explain::{seconds_since, short_rule};
 use super::output::{
-    self, Cell, Column, Paint, StreamFormat, Table, Terminal, age, counted, grouped,
+    self, Cell, Column, Paint, StreamFormat, Table, Terminal, age, append, counted, grouped,
 };
 use crate::dto::{Decision, DirectionWord, EdgeList, Flow, Kind as _, Party, VerdictWord};
 
@@ -96,7 +96,7 @@ impl Args {
                 match received {
                     Received::Connected => {}
                     Received::Event { kind: "lost", data } => {
-                        lost += data.trim().parse().unwrap_or(0)
+                        lost += data.trim().parse().unwrap_or(0);
                     }
                     Received::Event { data, .. } => {
                         let document: crate::dto::Document<Flow> = serde_json::from_str(data)?;
@@ -105,9 +105,9 @@ impl Args {
                             return Ok(());
                         }
                         if flow.verdict == VerdictWord::Deny {
-                            refused += 1
+                            refused += 1;
                         } else {
-                            connections += 1
+                            connections += 1;
                         }
                         match self.output {
                             StreamFormat::Table => lines.push(&mut out, terminal, flow)?,
@@ -255,12 +255,12 @@ fn footer(list: &EdgeList) -> String {
             grouped(connections)
         )
     };
-    text.push_str(&format!(" · {}", losses(list.events_lost)));
+    append(&mut text, format_args!(" · {}", losses(list.events_lost)));
     if list.evicted > 0 {
-        text.push_str(&format!(
-            " · {} older edges forgotten",
-            grouped(list.evicted)
-        ));
+        append(
+            &mut text,
+            format_args!(" · {} older edges forgotten", grouped(list.evicted)),
+        );
     }
     if let Some(denied) = list
         .items
@@ -273,11 +273,14 @@ fn footer(list: &EdgeList) -> String {
                 "TCP" => format!(":{port}"),
                 protocol => format!(":{port}/{protocol}"),
             });
-        text.push_str(&format!(
-            " · explain a row: picket why {} {}{port}",
-            workload(&denied.from),
-            workload(&denied.to)
-        ));
+        append(
+            &mut text,
+            format_args!(
+                " · explain a row: picket why {} {}{port}",
+                workload(&denied.from),
+                workload(&denied.to)
+            ),
+        );
     }
     text
 }

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use agent_policy::matrix::{Matrix, Port, Row};
 use agent_policy::model::Verdict;
 
-use super::output::{Cell, Column, Paint, Table, Terminal};
+use super::output::{Cell, Column, Paint, Table, Terminal, append};
 use crate::dto::VerdictWord;
 
 /// Width of a page that is no terminal.
@@ -79,7 +79,7 @@ impl<'a> Grid<'a> {
         }
     }
 
-    fn from_width(&self) -> usize {
+    fn widest_source(&self) -> usize {
         self.from
             .iter()
             .map(|name| name.chars().count())
@@ -90,7 +90,7 @@ impl<'a> Grid<'a> {
 
     /// With the destinations' names as headings.
     fn width_named(&self) -> usize {
-        self.from_width()
+        self.widest_source()
             + self
                 .to
                 .iter()
@@ -100,7 +100,7 @@ impl<'a> Grid<'a> {
 
     /// With numbers as headings.
     fn width_numbered(&self) -> usize {
-        self.from_width() + self.to.len() * (self.to.len().to_string().len() + 2)
+        self.widest_source() + self.to.len() * (self.to.len().to_string().len() + 2)
     }
 
     fn write(&self, out: &mut impl Write, terminal: &Terminal, width: usize) -> io::Result<()> {
@@ -134,13 +134,13 @@ impl<'a> Grid<'a> {
                 }
             })
             .collect();
-        let mut line = format!("{:<width$}", "FROM", width = self.from_width());
+        let mut line = format!("{:<width$}", "FROM", width = self.widest_source());
         for (heading, width) in headings.iter().zip(&widths) {
-            line.push_str(&format!("  {heading:<width$}"));
+            append(&mut line, format_args!("  {heading:<width$}"));
         }
         writeln!(out, "{}", line.trim_end())?;
         for (place, name) in self.from.iter().enumerate() {
-            let mut line = format!("{name:<width$}", width = self.from_width());
+            let mut line = format!("{name:<width$}", width = self.widest_source());
             let mut owed = 2;
             for (column, width) in widths.iter().enumerate() {
                 match self.verdicts.get(&(place, column)) {

@@ -176,6 +176,10 @@ impl Terminal {
     }
 
     /// One line on standard error; losing it is better than failing for it.
+    #[expect(
+        clippy::unused_self,
+        reason = "said through the terminal, whatever it looks like"
+    )]
     pub(crate) fn say(&self, message: &str) {
         let mut stderr = io::stderr().lock();
         if writeln!(stderr, "{message}").is_err() {
@@ -416,14 +420,19 @@ pub(crate) fn age(seconds: u64) -> String {
     }
 }
 
+/// Adds to a text in place.
+pub(crate) fn append(text: &mut String, more: std::fmt::Arguments<'_>) {
+    // A String takes everything, unless a Display of ours lies.
+    if text.write_fmt(more).is_err() {
+        tracing::debug!("a text could not be completed");
+    }
+}
+
 /// `1 policy`, `2 policies`.
 pub(crate) fn counted(number: usize, one: &str, many: &str) -> String {
     let mut text = grouped(number as u64);
     let noun = if number == 1 { one } else { many };
-    // Writing to a String cannot fail.
-    if write!(text, " {noun}").is_err() {
-        text.push_str(noun);
-    }
+    append(&mut text, format_args!(" {noun}"));
     text
 }
 

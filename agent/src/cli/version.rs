@@ -23,7 +23,7 @@ pub(super) struct Args {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Version {
+struct Versions {
     api_version: &'static str,
     kind: &'static str,
     version: &'static str,
@@ -32,7 +32,7 @@ struct Version {
 
 impl Args {
     pub(super) fn run(&self) -> anyhow::Result<Outcome> {
-        let version = Version {
+        let versions = Versions {
             api_version: API_VERSION,
             kind: "Version",
             version: env!("CARGO_PKG_VERSION"),
@@ -43,9 +43,9 @@ impl Args {
             Format::Table => writeln!(
                 out,
                 "picket {} (map layout {}, API {})",
-                version.version, version.map_layout, version.api_version
+                versions.version, versions.map_layout, versions.api_version
             )?,
-            Format::Json => output::write_json(&mut out, &version)?,
+            Format::Json => output::write_json(&mut out, &versions)?,
         }
         out.flush()?;
         Ok(Outcome::Yes)

@@ -86,7 +86,7 @@ struct Entry {
 #[derive(Debug)]
 pub(super) struct Edges {
     since: jiff::Timestamp,
-    edges: HashMap<EdgeKey, Entry>,
+    by_key: HashMap<EdgeKey, Entry>,
     /// Packets a refused row had when it was last reported, so that only the growth is added.
     rows: HashMap<(String, String, String, Option<u16>), u32>,
     evicted: u64,
@@ -97,7 +97,7 @@ impl Edges {
     pub(super) fn new(since: jiff::Timestamp) -> Self {
         Self {
             since,
-            edges: HashMap::new(),
+            by_key: HashMap::new(),
             rows: HashMap::new(),
             evicted: 0,
         }
@@ -107,25 +107,22 @@ impl Edges {
     pub(super) fn add(&mut self, flow: &Flow, now: jiff::Timestamp) {
         let connections = self.growth(flow);
         let key = EdgeKey::of(flow);
-        if self.edges.len() >= MOST_EDGES && !self.edges.contains_key(&key) {
+        if self.by_key.len() >= MOST_EDGES && !self.by_key.contains_key(&key) {
             self.forget_the_quiet();
         }
-        match self.edges.get_mut(&key) {
-            Some(entry) => {
-                entry.connections += connections;
-                entry.last_seen = now;
-                entry.latest = flow.clone();
-            }
-            None => {
-                let entry = Entry {
-                    latest: flow.clone(),
-                    connections,
-                    first_seen: flow.time.clone(),
-                    last_seen: now,
-                };
-                self.edges.insert(key, entry);
-            }
+        if let Some(entry) = self.by_key.get_mut(&key) {
+            entry.connections += connections;
+            entry.last_seen = now;
+            entry.latest = flow.clone();
+            return;
         }
+        let entry = Entry {
+            latest: flow.clone(),
+            connections,
+            first_seen: flow.time.clone(),
+            last_seen: now,
+        };
+        self.by_key.insert(key, entry);
     }
 
     /// How much a flow adds: a connection is one; a refusal says how many packets its row has had
@@ -151,19 +148,19 @@ impl Edges {
     /// Forgets a tenth, so that a flood of new edges does not sort them each time.
     fn forget_the_quiet(&mut self) {
         let mut seen: Vec<jiff::Timestamp> =
-            self.edges.values().map(|entry| entry.last_seen).collect();
+            self.by_key.values().map(|entry| entry.last_seen).collect();
         seen.sort_unstable();
         let Some(limit) = seen.get(MOST_EDGES / 10).copied() else {
             return;
         };
-        let before = self.edges.len();
+        let before = self.by_key.len();
         let mut spare = MOST_EDGES / 10;
-        self.edges.retain(|_, entry| {
+        self.by_key.retain(|_, entry| {
             let is_quiet = entry.last_seen <= limit && spare > 0;
             spare -= usize::from(is_quiet);
             !is_quiet
         });
-        self.evicted += (before - self.edges.len()) as u64;
+        self.evicted += (before - self.by_key.len()) as u64;
     }
 
     /// Every edge, latest first.
@@ -172,7 +169,7 @@ impl Edges {
             from: self.since.to_string(),
             to: now.to_string(),
         };
-        let mut entries: Vec<(&EdgeKey, &Entry)> = self.edges.iter().collect();
+        let mut entries: Vec<(&EdgeKey, &Entry)> = self.by_key.iter().collect();
         entries.sort_unstable_by(|(a_key, a), (b_key, b)| {
             b.last_seen
                 .cmp(&a.last_seen)

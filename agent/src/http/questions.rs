@@ -1,7 +1,7 @@
 //! `can`, `why` and the effective policy, asked of the running agent: the answers of
 //! [`crate::answer`], with what the kernel has seen.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use agent_common::{Direction, RuleId};
@@ -68,9 +68,10 @@ pub(super) fn can(view: &View<'_>, question: &Question) -> Result<dto::Explanati
 pub(super) fn why(view: &View<'_>, question: &Question) -> Result<dto::ExplanationList, Failure> {
     let ends = question.ends(view)?;
     let rows = reading::denied(view)?;
-    let ports = match &question.to.port {
-        Some(port) => vec![port.clone()],
-        None => {
+    let ports = if let Some(port) = &question.to.port {
+        vec![port.clone()]
+    } else {
+        {
             let refused: BTreeSet<(Protocol, u16)> = rows
                 .iter()
                 .filter(|row| ends.has(row))
@@ -148,7 +149,7 @@ fn observed(view: &View<'_>, rows: &[&DeniedReading]) -> dto::Observed {
     let mut last = None;
     for row in rows {
         sum.denied_packets += row.packets;
-        sum.node = view.config.node.clone();
+        sum.node.clone_from(&view.config.node);
         let Some((its_first, its_last)) = row.times else {
             continue;
         };
@@ -248,7 +249,7 @@ pub(super) fn policy(
         .get(agent_common::maps::IdKind::Rule as usize)
         .copied()
         .unwrap_or(0);
-    let mut hits: HashMap<String, u64> = HashMap::new();
+    let mut hits: BTreeMap<String, u64> = BTreeMap::new();
     for (rule, hit) in view
         .dataplane
         .rule_hits(u32::try_from(below).unwrap_or(u32::MAX))?
