@@ -18,7 +18,7 @@ const SHT_REL: u32 = 9;
 const SHF_EXECINSTR: u64 = 4;
 const STT_FUNC: u8 = 2;
 
-/// Where functions live that are not programs themselves.
+/// Where functions live that are not programs themselves: `.text`, `.text.unlikely`.
 const FUNCTIONS: &str = ".text";
 
 /// The verifier counts a frame in steps of 32 bytes.
@@ -95,7 +95,7 @@ impl<'a> Object<'a> {
             self.sections.get(function.section).is_some_and(|section| {
                 section.kind == SHT_PROGBITS
                     && section.flags & SHF_EXECINSTR != 0
-                    && section.name != FUNCTIONS
+                    && !section.name.starts_with(FUNCTIONS)
             })
         };
         let programs = self.functions.iter().filter(is_program);
