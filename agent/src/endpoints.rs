@@ -33,6 +33,10 @@ const COALESCE_AT_MOST: Duration = Duration::from_millis(15);
 /// Without any message the namespaces are looked through this often.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
+/// A namespace's file is there before the namespace is mounted over it, of which nothing tells: so
+/// soon after a sign such files are looked at again, and so many times.
+const MOUNTED_WITHIN: (Duration, u32) = (Duration::from_millis(10), 20);
+
 /// Index of a network interface of the node.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct IfIndex(pub u32);
@@ -104,6 +108,7 @@ pub fn watch(netns_dir: &Path) -> io::Result<ReceiverStream<Sighting>> {
         unreachable: None,
         messages,
         files: FileSigns::default(),
+        unmounted_looks: 0,
     };
     // A thread of its own, because entering a namespace is a deed of the thread.
     std::thread::Builder::new()
@@ -120,6 +125,8 @@ struct Watch {
     unreachable: Option<Vec<Unreachable>>,
     messages: Messages,
     files: FileSigns,
+    /// How often the same unmounted files will be looked at again soon.
+    unmounted_looks: u32,
 }
 
 impl Watch {
@@ -143,13 +150,23 @@ impl Watch {
             tokio::time::sleep(began.elapsed()).await;
             tokio::select! {
                 () = sightings.closed() => return,
-                sign = timeout(LOOK_AGAIN, self.sign()) => {
+                sign = timeout(self.look_again(), self.sign()) => {
                     noticed = Instant::now();
                     if sign.is_ok() {
                         self.gather().await;
+                        self.unmounted_looks = MOUNTED_WITHIN.1;
                     }
                 }
             }
+        }
+    }
+
+    /// How long to wait for a sign before the next look.
+    fn look_again(&self) -> Duration {
+        if self.unmounted_looks > 0 {
+            MOUNTED_WITHIN.0
+        } else {
+            LOOK_AGAIN
         }
     }
 
@@ -203,9 +220,15 @@ impl Watch {
     }
 
     /// Enters every namespace in turn. The thread ends up in the last one.
-    async fn look_inside(&self, host: &BTreeMap<u32, Link>) -> Seen {
+    async fn look_inside(&mut self, host: &BTreeMap<u32, Link>) -> Seen {
         let mut seen = Seen::default();
-        for netns in netns::list(&self.directory, &self.home) {
+        let listed = netns::list(&self.directory, &self.home);
+        self.unmounted_looks = if listed.has_unmounted {
+            self.unmounted_looks.saturating_sub(1)
+        } else {
+            0
+        };
+        for netns in listed.namespaces {
             match netlink::inside(&netns, &self.home).await {
                 Ok(links) => {
                     for link in links {

@@ -58,18 +58,30 @@ impl Netns {
     }
 }
 
-/// The namespaces of a directory, `home` left out, each once however many names it has. A
-/// directory that is not there has none.
-pub(super) fn list(directory: &Path, home: &Netns) -> Vec<Netns> {
+/// The namespaces of a directory.
+#[derive(Debug, Default)]
+pub(super) struct Listed {
+    /// Each once however many names it has, the home namespace left out.
+    pub(super) namespaces: Vec<Netns>,
+    /// There are files that no namespace is mounted over: it may be about to be.
+    pub(super) has_unmounted: bool,
+}
+
+/// Lists a directory; one that is not there has no namespaces.
+pub(super) fn list(directory: &Path, home: &Netns) -> Listed {
+    let mut listed = Listed::default();
     let Ok(entries) = std::fs::read_dir(directory) else {
-        return Vec::new();
+        return listed;
     };
     let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     paths.sort();
     let mut seen = HashSet::from([home.id]);
-    paths
-        .iter()
-        .filter_map(|path| Netns::open(path).ok())
-        .filter(|netns| seen.insert(netns.id))
-        .collect()
+    for path in paths {
+        match Netns::open(&path) {
+            Ok(netns) if seen.insert(netns.id) => listed.namespaces.push(netns),
+            Ok(_) => {}
+            Err(_) => listed.has_unmounted = true,
+        }
+    }
+    listed
 }

@@ -156,6 +156,7 @@ impl Reconciler {
                 self.unattached.remove(&ifindex);
                 let now = self.now_in_jiffies();
                 self.attached.insert(ifindex, now);
+                debug!(interface = name, "programs attached");
                 self.set_state(ifindex, EndpointState::Pending);
             }
             Err(error) => {
