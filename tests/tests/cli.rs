@@ -1,6 +1,11 @@
 //! The built `picket`, offline: help, matrix, can and why on the manifests under
 //! `manifests/cli`, exit codes, what goes to which stream. Needs no root.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "what cannot be run or read fails its test"
+)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

@@ -142,18 +142,15 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 /// Why nobody answers, and what to do.
 fn absent(socket: &Path, error: &std::io::Error) -> String {
     use std::io::ErrorKind;
-    let why = match error.kind() {
-        ErrorKind::NotFound => {
-            "there is no such socket; is the agent running, and is --socket right?".to_owned()
-        }
-        ErrorKind::ConnectionRefused => {
-            "the socket is there, but nobody listens; the agent has stopped".to_owned()
-        }
-        ErrorKind::PermissionDenied => "permission denied; ask as root".to_owned(),
-        other => match error.raw_os_error() {
-            Some(_) => error.to_string(),
-            None => other.to_string(),
-        },
+    let kind = error.kind();
+    let why = if kind == ErrorKind::NotFound {
+        "there is no such socket; is the agent running, and is --socket right?".to_owned()
+    } else if kind == ErrorKind::ConnectionRefused {
+        "the socket is there, but nobody listens; the agent has stopped".to_owned()
+    } else if kind == ErrorKind::PermissionDenied {
+        "permission denied; ask as root".to_owned()
+    } else {
+        error.to_string()
     };
     format!("no agent answers at {}: {why}", socket.display())
 }
