@@ -70,14 +70,31 @@ pub fn classify<T: FlowTables, P: Packet + ?Sized>(
     packet: &P,
     at: &Arrival,
 ) -> Outcome {
-    let mut headers = Headers::default();
-    let kind = packet::parse_into(packet, &mut headers);
+    classify_in(&mut Room::default(), tables, packet, at)
+}
+
+/// The same in a place of the caller's: the kernel's stack is too small for it. What the place
+/// held before makes no difference.
+#[inline(always)]
+pub fn classify_in<T: FlowTables, P: Packet + ?Sized>(
+    room: &mut Room,
+    tables: &T,
+    packet: &P,
+    at: &Arrival,
+) -> Outcome {
+    let Room {
+        headers,
+        seen,
+        decision,
+    } = room;
+    *headers = Headers::default();
+    let kind = packet::parse_into(packet, headers);
     // One load gives the row and the revision that every stamp below carries.
     let endpoint = tables.endpoint(at.ifindex);
-    let seen = Seen::new(at, packet.length(), tables.now(), endpoint, &headers);
+    seen.read(at, packet.length(), tables.now(), endpoint, headers);
     let config = endpoint.map(|(config, _)| config);
-    let mut decision = Decision::without_rule(seen.direction);
-    match way(tables, &seen, kind, &headers, config, &mut decision) {
+    decision.begin(seen.direction);
+    match way(tables, seen, kind, headers, config, decision) {
         Step::Decided(reason) => decision.reason = reason,
         Step::NotMine => {
             tables.count(Counter::NotMine);
@@ -91,7 +108,7 @@ pub fn classify<T: FlowTables, P: Packet + ?Sized>(
         }
         // No judgement in force has a reason of audit; if it had, it would not open anything.
         Verdict::Deny | Verdict::Audit => {
-            report::refused(tables, &seen, &decision);
+            report::refused(tables, seen, decision);
             Outcome::Drop(decision.reason)
         }
     }
@@ -101,7 +118,7 @@ pub fn classify<T: FlowTables, P: Packet + ?Sized>(
 #[inline(always)]
 fn way<T: FlowTables>(
     tables: &T,
-    seen: &Seen<'_>,
+    seen: &mut Seen,
     kind: Result<Kind, ParseError>,
     headers: &Headers,
     config: Option<&Config>,
@@ -109,7 +126,7 @@ fn way<T: FlowTables>(
 ) -> Step {
     let is_link_upkeep = match kind {
         Ok(Kind::Arp) => return Step::Decided(Reason::Link),
-        Ok(Kind::Ip) => link::is_link_upkeep(headers, seen.at),
+        Ok(Kind::Ip) => link::is_link_upkeep(headers, &seen.at),
         Err(_) => false,
     };
     let Some(config) = config.filter(|config| config.flags & config_flags::PROGRAMMED != 0) else {
@@ -160,9 +177,10 @@ fn posture_without_policy<T: FlowTables>(tables: &T, config: Option<&Config>) ->
     }
 }
 
-/// A packet, and what was read once for it. Small, and the only copy: the kernel has 512 bytes.
-struct Seen<'a> {
-    at: &'a Arrival,
+/// A packet, and what was read once for it. The only copy.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    at: Arrival,
     direction: Direction,
     signal: Signal,
     /// The flow's key; its slot is 0 when no endpoint is published.
@@ -179,36 +197,38 @@ struct Seen<'a> {
     revision: u32,
     /// 64-bit jiffies.
     now: u64,
+    /// What is asked of policy, when it is.
+    question: steps::Question,
 }
 
-impl<'a> Seen<'a> {
+impl Seen {
+    /// Field by field: a whole value would be made on the stack first.
     #[inline(always)]
-    fn new(
-        at: &'a Arrival,
+    fn read(
+        &mut self,
+        at: &Arrival,
         length: u32,
         now: u64,
         endpoint: Option<(&Config, u32)>,
         headers: &Headers,
-    ) -> Self {
+    ) {
         let (slot, revision) = match endpoint {
             Some((config, revision)) => (config.slot, revision),
             None => (0, 0),
         };
-        Self {
-            at,
-            direction: at.hook.direction(),
-            signal: Signal::of(headers),
-            flow: flow::key_of(headers, at.hook, slot),
-            ports: match at.hook {
-                Hook::FromPod => (headers.source_port, headers.destination_port),
-                Hook::ToPod => (headers.destination_port, headers.source_port),
-            },
-            detail: (headers.detail, headers.code),
-            has_fragment_header: headers.has_fragment_header,
-            length,
-            revision,
-            now,
-        }
+        self.at = *at;
+        self.direction = at.hook.direction();
+        self.signal = Signal::of(headers);
+        self.flow = flow::key_of(headers, at.hook, slot);
+        self.ports = match at.hook {
+            Hook::FromPod => (headers.source_port, headers.destination_port),
+            Hook::ToPod => (headers.destination_port, headers.source_port),
+        };
+        self.detail = (headers.detail, headers.code);
+        self.has_fragment_header = headers.has_fragment_header;
+        self.length = length;
+        self.revision = revision;
+        self.now = now;
     }
 
     /// The endpoint's slot.
@@ -244,6 +264,7 @@ enum Step {
 }
 
 /// A verdict with all that is reported about it.
+#[derive(Clone, Copy, Debug)]
 struct Decision {
     reason: Reason,
     /// The direction that was judged: the flow's originator's.
@@ -258,17 +279,62 @@ struct Decision {
 }
 
 impl Decision {
+    /// Before anything is decided, which denies.
+    const NONE: Self = Self {
+        reason: Reason::NotProgrammed,
+        direction: Direction::Ingress,
+        rule: RuleId::NONE,
+        set: 0,
+        class: 0,
+        via: 0,
+        is_new: false,
+        difference: None,
+    };
+
+    /// Forgets the packet before.
     #[inline(always)]
-    const fn without_rule(direction: Direction) -> Self {
+    fn begin(&mut self, direction: Direction) {
+        self.reason = Reason::NotProgrammed;
+        self.direction = direction;
+        self.rule = RuleId::NONE;
+        self.set = 0;
+        self.class = 0;
+        self.via = 0;
+        self.is_new = false;
+        self.difference = None;
+    }
+}
+
+/// Where a packet's particulars are while it is judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    headers: Headers,
+    seen: Seen,
+    decision: Decision,
+}
+
+impl Default for Room {
+    fn default() -> Self {
         Self {
-            reason: Reason::NotProgrammed,
-            direction,
-            rule: RuleId::NONE,
-            set: 0,
-            class: 0,
-            via: 0,
-            is_new: false,
-            difference: None,
+            headers: Headers::default(),
+            seen: Seen {
+                at: Arrival {
+                    hook: Hook::FromPod,
+                    ifindex: 0,
+                    ingress_ifindex: 0,
+                },
+                direction: Direction::Egress,
+                signal: Signal::Untracked,
+                flow: PendingKey::default(),
+                ports: (0, 0),
+                detail: (0, 0),
+                has_fragment_header: false,
+                length: 0,
+                revision: 0,
+                now: 0,
+                question: steps::Question::NONE,
+            },
+            decision: Decision::NONE,
         }
     }
 }

@@ -6,7 +6,9 @@ use aya_ebpf::programs::TcContext;
 use crate::skb;
 
 /// A policy set without a default row: the endpoint falls back to its posture.
-#[cold]
+///
+/// Not `#[cold]`: that would put it in a section of its own, and the loader finds functions by
+/// their place in one.
 #[inline(never)]
 pub(crate) fn default_row_missing(context: &TcContext) {
     aya_log_ebpf::error!(

@@ -23,7 +23,8 @@ mod maps;
 mod skb;
 mod tables;
 
-use agent_common::classify::{Arrival, Hook, classify};
+use agent_common::Reason;
+use agent_common::classify::{Arrival, Hook, Outcome, classify_in};
 use aya_ebpf::helpers::bpf_jiffies64;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
@@ -64,15 +65,11 @@ fn run(context: &TcContext, hook: Hook) -> i32 {
         ingress_ifindex: skb::ingress_ifindex(context),
     };
     let tables = KernelTables { context };
-    let _ = (
-        tables,
-        Skb::new(context),
-        at,
-        classify::<KernelTables<'_>, Skb<'_>>,
-    );
-    action::of(agent_common::classify::Outcome::Pass(
-        agent_common::Reason::NotIsolated,
-    ))
+    let Some(room) = tables::room() else {
+        // A per-CPU array always has its first row.
+        return action::of(Outcome::Drop(Reason::FailClosed));
+    };
+    action::of(classify_in(room, &tables, &Skb::new(context), &at))
 }
 
 /// What the kernel's GPL-only helpers ask for.

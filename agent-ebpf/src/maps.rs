@@ -2,6 +2,7 @@
 //! every one with its description when it opens them, so a difference cannot go unseen.
 
 use agent_common::Address;
+use agent_common::classify::Room;
 use agent_common::event::FlowEvent;
 use agent_common::maps::{
     Budget, CONFIG_ROWS, CONNTRACK_CAPACITY, COUNTER_ROWS, Config, Connection, Denied, DeniedKey,
@@ -111,3 +112,6 @@ pub(crate) static IDS: Array<u64, { ID_ROWS as usize }> = Array::new();
 #[btf_map]
 pub(crate) static NAMES: HashMap<NameKey, Name, { capacity("NAMES") }, NO_PREALLOC> =
     HashMap::new();
+/// Where each CPU keeps what it reads of a packet; not one of `MAPS`, and not pinned.
+#[btf_map]
+pub(crate) static ROOM: PerCpuArray<[u64; size_of::<Room>().div_ceil(8)], 1> = PerCpuArray::new();

@@ -1,7 +1,7 @@
 //! The look-ups of a packet's way, as BPF map operations. No decision is made here.
 
 use agent_common::Address;
-use agent_common::classify::FlowTables;
+use agent_common::classify::{FlowTables, Room};
 use agent_common::event::FlowEvent;
 use agent_common::judge::PolicyTables;
 use agent_common::maps::{
@@ -19,13 +19,23 @@ use crate::diagnostics;
 use crate::entry::{Entry, Row, add};
 use crate::maps::{
     BUDGETS, CONFIGS, CONNTRACK, COUNTERS, DENIED, DROPPED, ENDPOINTS, ENDPOINTS_COLLIDING, EVENTS,
-    PASSED, PEER_REVISION, PEERS_CIDR, PEERS_EXACT, PENDING, PORTS, RULE_HITS, SERVICES, SETTINGS,
-    VERDICTS,
+    PASSED, PEER_REVISION, PEERS_CIDR, PEERS_EXACT, PENDING, PORTS, ROOM, RULE_HITS, SERVICES,
+    SETTINGS, VERDICTS,
 };
 
 /// The maps, with the packet for diagnostics' sake.
 pub(crate) struct KernelTables<'a> {
     pub(crate) context: &'a TcContext,
+}
+
+/// This CPU's place for what is read of a packet. tc programs of one CPU never interrupt each
+/// other, so it is one packet's at a time.
+#[inline(always)]
+pub(crate) fn room() -> Option<&'static mut Room> {
+    let place: *mut Room = ROOM.get_ptr_mut(0)?.cast();
+    // SAFETY: large enough and aligned to 8 bytes. It is zeroed at first, and every field is
+    // written before it is read.
+    Some(unsafe { &mut *place })
 }
 
 /// Read where SETTINGS has no row, which an array always has: no knob on, nothing open.

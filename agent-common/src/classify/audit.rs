@@ -9,7 +9,11 @@ use crate::verdict::{Reason, RuleId, Verdict};
 pub(super) struct Shadow(Judgement);
 
 /// What would be different with the audited policies in force, and by which rule. To report.
+///
+/// In C's order: the reason's spare values tell `None`, and BTF has no place for a discriminant
+/// that does not come first.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(C)]
 pub(super) struct Difference {
     pub(super) reason: Reason,
     pub(super) rule: RuleId,

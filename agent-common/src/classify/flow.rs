@@ -61,7 +61,7 @@ pub(super) struct Known<E> {
 /// Finds the flow in CONNTRACK, else in PENDING. Expired entries, and those that a new connection
 /// with the same ports supersedes, are not found.
 #[inline(always)]
-pub(super) fn find<T: FlowTables>(tables: &T, seen: &Seen<'_>) -> Option<Known<T::Entry>> {
+pub(super) fn find<T: FlowTables>(tables: &T, seen: &Seen) -> Option<Known<T::Entry>> {
     let (flow, signal) = (&seen.flow, seen.signal);
     if matches!(signal, Signal::Untracked) {
         return None;
@@ -81,7 +81,7 @@ pub(super) fn find<T: FlowTables>(tables: &T, seen: &Seen<'_>) -> Option<Known<T
 #[inline(always)]
 fn find_in<T: FlowTables>(
     tables: &T,
-    seen: &Seen<'_>,
+    seen: &Seen,
     signal: Signal,
     entry: Option<T::Entry>,
     is_pending: bool,
@@ -106,7 +106,7 @@ fn find_in<T: FlowTables>(
 
 /// Writes down that the packet belongs to the flow. The first reply moves it out of PENDING.
 #[inline(always)]
-pub(super) fn advance<T: FlowTables>(tables: &T, seen: &Seen<'_>, known: &Known<T::Entry>) {
+pub(super) fn advance<T: FlowTables>(tables: &T, seen: &Seen, known: &Known<T::Entry>) {
     let signal = seen.signal;
     let before = known.entry.read();
     let is_from_originator = before.originator == seen.direction.index();
@@ -136,7 +136,7 @@ pub(super) fn advance<T: FlowTables>(tables: &T, seen: &Seen<'_>, known: &Known<
 #[inline(never)]
 fn promote<T: FlowTables>(
     tables: &T,
-    seen: &Seen<'_>,
+    seen: &Seen,
     entry: &T::Entry,
     state: State,
     flags: u16,

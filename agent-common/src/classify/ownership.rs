@@ -8,17 +8,23 @@ use crate::maps::{Config, Prefix, config_flags};
 /// True for an address of the endpoint, or one that it may use beside its own.
 #[inline(always)]
 pub(super) fn owns(config: &Config, address: Address) -> bool {
-    is_own(config, address) || config.flags & config_flags::ANY_SOURCE != 0 || {
-        let mut found = false;
-        let mut place = 0;
-        while place < config.sources.len() {
-            if let Some(prefix) = config.sources.get(place) {
-                found |= place < config.source_count as usize && contains(prefix, address);
-            }
-            place += 1;
+    is_own(config, address)
+        || config.flags & config_flags::ANY_SOURCE != 0
+        || (config.source_count != 0 && is_extra_source(config, &address))
+}
+
+/// True for an address in one of the prefixes that the pod was given beside its own.
+#[inline(never)]
+fn is_extra_source(config: &Config, address: &Address) -> bool {
+    let mut found = false;
+    let mut place = 0;
+    while place < config.sources.len() {
+        if let Some(prefix) = config.sources.get(place) {
+            found |= place < config.source_count as usize && contains(prefix, *address);
         }
-        found
+        place += 1;
     }
+    found
 }
 
 /// True for one of the endpoint's own addresses.
@@ -64,43 +70,47 @@ fn contains(prefix: &Prefix, address: Address) -> bool {
     differs == 0
 }
 
-/// Who sent a packet, and the interface that told when that is not whom the packet shows. A local
-/// pod is itself whatever address a masquerade has put on its packet.
+/// Writes the question's peer: who is on the other side, and the interface that told when that is
+/// not whom the packet shows. A local pod is itself whatever address a masquerade has put on it.
 #[inline(always)]
-pub(super) fn sender<T: FlowTables>(tables: &T, seen: &Seen<'_>, shown: Address) -> (Address, u32) {
-    let ifindex = seen.at.ingress_ifindex;
-    if matches!(seen.at.hook, Hook::ToPod)
-        && let Some(address) = address_behind(tables, ifindex, shown)
-    {
-        return (address, ifindex);
-    }
-    (shown, 0)
+pub(super) fn find_sender<T: FlowTables>(tables: &T, seen: &mut Seen) {
+    let ifindex = match seen.at.hook {
+        // The pod itself.
+        Hook::FromPod => 0,
+        Hook::ToPod => seen.at.ingress_ifindex,
+    };
+    // Where the packet hides a local pod: the peer is that pod's address, else what it shows.
+    let is_hidden = find_behind(tables, seen, ifindex);
+    seen.question.via = if is_hidden { ifindex } else { 0 };
 }
 
-/// The address of the local pod behind `ifindex` that stands for `shown`, of the same family;
-/// `None` when there is no such pod or `shown` is the pod's to use.
-#[inline(always)]
-pub(super) fn address_behind<T: FlowTables>(
-    tables: &T,
-    ifindex: u32,
-    shown: Address,
-) -> Option<Address> {
+/// Makes the peer of the question the local pod behind `ifindex`, by its address of the family
+/// that the packet shows. False, and the peer is whom the packet shows, when there is no such pod
+/// or that address is the pod's to use.
+#[inline(never)]
+pub(super) fn find_behind<T: FlowTables>(tables: &T, seen: &mut Seen, ifindex: u32) -> bool {
+    let shown = &seen.flow.flow.peer;
+    seen.question.peer = *shown;
     if ifindex == 0 {
-        return None;
+        return false;
     }
-    let (config, _) = tables.endpoint(ifindex)?;
-    if owns(config, shown) {
-        return None;
+    let Some((config, _)) = tables.endpoint(ifindex) else {
+        return false;
+    };
+    if owns(config, *shown) {
+        return false;
     }
     let [first, second] = &config.addresses;
-    let stands_for = |address: Address| {
-        address.is_v4() == shown.is_v4() && !is_same(address, Address::UNSPECIFIED)
+    let stands_for = |address: &Address| {
+        address.is_v4() == shown.is_v4() && !is_same(*address, Address::UNSPECIFIED)
     };
-    if stands_for(*first) {
-        Some(*first)
-    } else if stands_for(*second) {
-        Some(*second)
+    if stands_for(first) {
+        seen.question.peer = *first;
+        true
+    } else if stands_for(second) {
+        seen.question.peer = *second;
+        true
     } else {
-        None
+        false
     }
 }

@@ -9,7 +9,7 @@ use crate::verdict::Direction;
 /// Counts a refused packet, always, and reports it when its DENIED row is new or has not been
 /// reported for a while.
 #[inline(never)]
-pub(super) fn refused<T: FlowTables>(tables: &T, seen: &Seen<'_>, decision: &Decision) {
+pub(super) fn refused<T: FlowTables>(tables: &T, seen: &Seen, decision: &Decision) {
     // Counted before the row and the event, so a lost one is still a counted drop.
     tables.dropped(
         seen.slot(),
@@ -68,7 +68,7 @@ pub(super) fn refused<T: FlowTables>(tables: &T, seen: &Seen<'_>, decision: &Dec
 
 /// Reports a flow that was allowed: as itself when asked for, and what audit would change, always.
 #[inline(always)]
-pub(super) fn allowed<T: FlowTables>(tables: &T, seen: &Seen<'_>, decision: &Decision) {
+pub(super) fn allowed<T: FlowTables>(tables: &T, seen: &Seen, decision: &Decision) {
     if decision.is_new && tables.settings().flags & settings_flags::REPORT_ALLOWED != 0 {
         event(tables, seen, decision, 1, false);
     }
@@ -80,7 +80,7 @@ pub(super) fn allowed<T: FlowTables>(tables: &T, seen: &Seen<'_>, decision: &Dec
 #[inline(never)]
 fn event<T: FlowTables>(
     tables: &T,
-    seen: &Seen<'_>,
+    seen: &Seen,
     decision: &Decision,
     packets: u32,
     is_difference: bool,
@@ -125,7 +125,7 @@ fn event<T: FlowTables>(
 /// The port a refusal is filed under: the one its flow was opened to, also when it is a reply
 /// that was refused; of ICMP, type and code.
 #[inline(always)]
-fn refused_port(seen: &Seen<'_>, direction: Direction) -> u16 {
+fn refused_port(seen: &Seen, direction: Direction) -> u16 {
     let (detail, code) = seen.detail;
     if matches!(
         seen.flow.flow.protocol,

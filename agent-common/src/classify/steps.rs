@@ -12,56 +12,56 @@ use crate::address::Address;
 use crate::conntrack::Signal;
 use crate::judge::{judge, peer_of};
 use crate::maps::{
-    Config, Connection, Counter, config_flags,
+    Config, Connection, Counter, FlowKey, config_flags,
     connection_flags::{CUT, ITSELF, MID_STREAM, NODE},
     peer_bucket, settings_flags,
 };
 use crate::verdict::{Direction, Reason, RuleId, Verdict};
 
 /// What is asked of policy: may this flow be, seen from the direction it was opened in?
-struct Question {
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Question {
     direction: Direction,
     protocol: u8,
     /// The port it was opened to.
     port: u16,
     /// Who the other side is.
-    peer: Address,
+    pub(super) peer: Address,
     /// The interface that told, when the packet shows another address; else 0.
-    via: u32,
+    pub(super) via: u32,
     peer_bucket: u16,
     /// Read before the peer's class is, so that a change in between shows as a mismatch later.
     peer_revision: u32,
 }
 
 impl Question {
+    /// About nobody.
+    pub(super) const NONE: Self = Self {
+        direction: Direction::Ingress,
+        protocol: 0,
+        port: 0,
+        peer: Address::UNSPECIFIED,
+        via: 0,
+        peer_bucket: 0,
+        peer_revision: 0,
+    };
+
+    /// Fills in what follows from the flow, its direction and the peer that is there.
     #[inline(always)]
-    fn about<T: FlowTables>(
-        tables: &T,
-        seen: &Seen<'_>,
-        direction: Direction,
-        (peer, via): (Address, u32),
-    ) -> Self {
-        let peer_bucket = peer_bucket(peer);
-        Self {
-            direction,
-            protocol: seen.flow.flow.protocol,
-            port: flow::judged_port(&seen.flow.flow, direction),
-            peer,
-            via,
-            peer_bucket,
-            peer_revision: tables.peer_revision(peer_bucket),
-        }
+    fn about<T: FlowTables>(&mut self, tables: &T, flow: &FlowKey, direction: Direction) {
+        self.direction = direction;
+        self.protocol = flow.protocol;
+        self.port = flow::judged_port(flow, direction);
+        self.peer_bucket = peer_bucket(self.peer);
+        self.peer_revision = tables.peer_revision(self.peer_bucket);
     }
 }
 
-/// Asks the policies in force and, where they differ, the audited ones.
+/// Asks the policies in force and, where they differ, the audited ones, what `seen` has as its
+/// question.
 #[inline(never)]
-fn ask<T: FlowTables>(
-    tables: &T,
-    config: &Config,
-    question: &Question,
-    decision: &mut Decision,
-) -> Reason {
+fn ask<T: FlowTables>(tables: &T, seen: &Seen, config: &Config, decision: &mut Decision) -> Reason {
+    let question = &seen.question;
     let Question {
         direction,
         protocol,
@@ -91,7 +91,7 @@ fn ask<T: FlowTables>(
 #[inline(always)]
 pub(super) fn known_flow<T: FlowTables>(
     tables: &T,
-    seen: &Seen<'_>,
+    seen: &mut Seen,
     config: &Config,
     known: &Known<T::Entry>,
     decision: &mut Decision,
@@ -114,7 +114,7 @@ pub(super) fn known_flow<T: FlowTables>(
 #[inline(never)]
 fn judge_again<T: FlowTables>(
     tables: &T,
-    seen: &Seen<'_>,
+    seen: &mut Seen,
     config: &Config,
     entry: &T::Entry,
     decision: &mut Decision,
@@ -128,21 +128,19 @@ fn judge_again<T: FlowTables>(
         ..
     } = entry.read();
     let direction = Direction::from_index(originator);
-    let shown = seen.flow.flow.peer;
-    let question = Question {
-        direction,
-        protocol: seen.flow.flow.protocol,
-        port: flow::judged_port(&seen.flow.flow, direction),
-        peer: ownership::address_behind(tables, via, shown).unwrap_or(shown),
-        via,
-        peer_bucket,
-        peer_revision: tables.peer_revision(peer_bucket),
-    };
-    let reason = ask(tables, config, &question, decision);
+    ownership::find_behind(tables, seen, via);
+    let question = &mut seen.question;
+    question.direction = direction;
+    question.protocol = seen.flow.flow.protocol;
+    question.port = flow::judged_port(&seen.flow.flow, direction);
+    question.via = via;
+    question.peer_bucket = peer_bucket;
+    question.peer_revision = tables.peer_revision(peer_bucket);
+    let reason = ask(tables, seen, config, decision);
     if is_allowed(reason) {
         entry.stamp(
             seen.revision,
-            question.peer_revision,
+            seen.question.peer_revision,
             decision.rule.0,
             reason.number(),
         );
@@ -163,13 +161,13 @@ fn judge_again<T: FlowTables>(
 #[inline(never)]
 pub(super) fn new_flow<T: FlowTables>(
     tables: &T,
-    seen: &Seen<'_>,
+    seen: &mut Seen,
     config: &Config,
     decision: &mut Decision,
 ) -> Reason {
-    let shown = seen.flow.flow.peer;
-    let sender = ownership::sender(tables, seen, shown);
-    let mut question = Question::about(tables, seen, seen.direction, sender);
+    ownership::find_sender(tables, seen);
+    let direction = seen.direction;
+    seen.question.about(tables, &seen.flow.flow, direction);
     let mut flags = 0;
     match exemption(tables, seen, config) {
         Some((reason, exempt)) => {
@@ -177,15 +175,18 @@ pub(super) fn new_flow<T: FlowTables>(
             flags = exempt;
         }
         None => {
-            let reason = ask(tables, config, &question, decision);
+            let reason = ask(tables, seen, config, decision);
             if seen.signal.is_mid_stream() {
                 flags = MID_STREAM;
             }
             if !is_allowed(reason) {
                 // Perhaps the connection was opened from the other side, before we looked or
                 // longer ago than the table remembers. Then its peer is whom the address shows.
-                question = Question::about(tables, seen, seen.direction.opposite(), (shown, 0));
-                if !may_adopt(tables, seen, config) || !adopt(tables, config, &question, decision) {
+                seen.question.peer = seen.flow.flow.peer;
+                seen.question.via = 0;
+                let opposite = direction.opposite();
+                seen.question.about(tables, &seen.flow.flow, opposite);
+                if !may_adopt(tables, seen, config) || !adopt(tables, seen, config, decision) {
                     return reason;
                 }
             }
@@ -193,31 +194,26 @@ pub(super) fn new_flow<T: FlowTables>(
     }
     // A reset passes where its flow would have, and begins none.
     if !matches!(seen.signal, Signal::Reset) {
-        admit(tables, seen, config, &question, flags, decision);
+        admit(tables, seen, config, flags, decision);
     }
     decision.reason
 }
 
 /// Judges a flow in the direction opposite to its packet's; what is denied is not spoken of.
 #[inline(never)]
-fn adopt<T: FlowTables>(
-    tables: &T,
-    config: &Config,
-    question: &Question,
-    decision: &mut Decision,
-) -> bool {
-    let mut adopted = Decision::without_rule(question.direction);
-    if !is_allowed(ask(tables, config, question, &mut adopted)) {
+fn adopt<T: FlowTables>(tables: &T, seen: &Seen, config: &Config, decision: &mut Decision) -> bool {
+    let denied = *decision;
+    if !is_allowed(ask(tables, seen, config, decision)) {
+        *decision = denied;
         return false;
     }
-    *decision = adopted;
     decision.reason = Reason::MidStream;
     true
 }
 
 /// What is allowed whatever policy says, by where it comes from.
 #[inline(always)]
-fn exemption<T: FlowTables>(tables: &T, seen: &Seen<'_>, config: &Config) -> Option<(Reason, u16)> {
+fn exemption<T: FlowTables>(tables: &T, seen: &Seen, config: &Config) -> Option<(Reason, u16)> {
     let ingress_ifindex = seen.at.ingress_ifindex;
     let is_own = ownership::is_own(config, seen.flow.flow.peer);
     match seen.at.hook {
@@ -238,7 +234,7 @@ fn exemption<T: FlowTables>(tables: &T, seen: &Seen<'_>, config: &Config) -> Opt
 
 /// True when a segment without SYN may belong to a connection that the other side has opened.
 #[inline(always)]
-fn may_adopt<T: FlowTables>(tables: &T, seen: &Seen<'_>, config: &Config) -> bool {
+fn may_adopt<T: FlowTables>(tables: &T, seen: &Seen, config: &Config) -> bool {
     let settings = tables.settings();
     seen.signal.is_mid_stream()
         && (settings.flags & settings_flags::STRICT_MID_STREAM == 0
@@ -246,12 +242,11 @@ fn may_adopt<T: FlowTables>(tables: &T, seen: &Seen<'_>, config: &Config) -> boo
 }
 
 /// Finds room for an allowed flow, writes it down and reports it; or refuses it for want of room.
-#[inline(always)]
+#[inline(never)]
 fn admit<T: FlowTables>(
     tables: &T,
-    seen: &Seen<'_>,
+    seen: &Seen,
     config: &Config,
-    question: &Question,
     flags: u16,
     decision: &mut Decision,
 ) {
@@ -269,21 +264,7 @@ fn admit<T: FlowTables>(
     }
     // The node's SYN-ACK answers a connection that the pod has opened: it is not the node's.
     if seen.signal.begins_flow() && !(is_by_node && matches!(seen.signal, Signal::Accept)) {
-        let connection = Connection {
-            revision: seen.revision,
-            peer_revision: question.peer_revision,
-            last_seen: now,
-            rule: decision.rule.0,
-            via: question.via,
-            peer_bucket: question.peer_bucket,
-            state: seen.signal.first_state().number(),
-            originator: question.direction.index(),
-            flags,
-            reason: decision.reason.number(),
-            reserved: 0,
-            first_seen: now,
-        };
-        if !tables.insert_pending(&seen.flow, &connection) {
+        if !remember(tables, seen, flags, decision) {
             tables.count(Counter::ConnectionRefused);
             decision.reason = posture(config);
             return;
@@ -297,6 +278,27 @@ fn admit<T: FlowTables>(
     }
     decision.is_new = true;
     report::allowed(tables, seen, decision);
+}
+
+/// Writes a new flow down where it waits for its answer. False when there is no room.
+#[inline(never)]
+fn remember<T: FlowTables>(tables: &T, seen: &Seen, flags: u16, decision: &Decision) -> bool {
+    let (question, now) = (&seen.question, seen.now32());
+    let connection = Connection {
+        revision: seen.revision,
+        peer_revision: question.peer_revision,
+        last_seen: now,
+        rule: decision.rule.0,
+        via: question.via,
+        peer_bucket: question.peer_bucket,
+        state: seen.signal.first_state().number(),
+        originator: question.direction.index(),
+        flags,
+        reason: decision.reason.number(),
+        reserved: 0,
+        first_seen: now,
+    };
+    tables.insert_pending(&seen.flow, &connection)
 }
 
 #[inline(always)]

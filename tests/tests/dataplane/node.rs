@@ -1,0 +1,147 @@
+//! A lab with a dataplane: pods, ip and tc, somebody else's program. The kernel takes it away with
+//! the test's thread, also when the test panics.
+
+use std::net::{IpAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use agent::dataplane::{Dataplane, Method, Options, objects};
+use aya::programs::tc::{NlOptions, TcAttachOptions};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use aya::{Ebpf, EbpfLoader};
+use tests::lab::Lab;
+
+/// Where the pins are, in a BPF file system of the lab's own.
+const PINS: &str = "/sys/fs/bpf/picket";
+/// The pods' port that knocks go to.
+const PORT: u16 = 4000;
+
+/// Every way of attaching that this kernel has.
+pub fn methods() -> Vec<Method> {
+    let best = std::thread::spawn(|| Node::new().open().method());
+    match best.join().expect("opening a dataplane") {
+        Method::Tcx => vec![Method::Tcx, Method::Clsact],
+        Method::Clsact => vec![Method::Clsact],
+    }
+}
+
+/// One node.
+pub struct Node {
+    lab: Lab,
+}
+
+impl Node {
+    /// Moves this thread to a new node.
+    pub fn new() -> Self {
+        Self {
+            lab: Lab::enter().unwrap(),
+        }
+    }
+
+    /// Where the pins are.
+    pub fn pins(&self) -> &Path {
+        Path::new(PINS)
+    }
+
+    pub fn options(&self) -> Options {
+        Options::new(PathBuf::from(PINS))
+    }
+
+    pub fn open(&self) -> Dataplane {
+        Dataplane::open(&self.options()).unwrap()
+    }
+
+    /// A pod at 10.9.0.2 and so on; its host-side interface's index and name.
+    pub fn pod(&mut self, name: &str) -> (u32, String) {
+        let number = u8::try_from(self.lab.places().len()).unwrap();
+        let address = IpAddr::from([10, 9, 0, 2 + number]);
+        self.lab.add_pod(name, &[address]).unwrap();
+        let ifindex = self.lab.place(name).unwrap().veth;
+        (ifindex, format!("pod{ifindex}"))
+    }
+
+    /// Sends the pod a datagram from the node; true when it arrives.
+    pub fn knock(&self, pod: &str) -> bool {
+        let place = self.lab.place(pod).unwrap();
+        let address = place.addresses[0];
+        let inside = place
+            .namespace
+            .enter(|| Ok(UdpSocket::bind((address, PORT))?))
+            .unwrap();
+        inside
+            .set_read_timeout(Some(Duration::from_millis(150)))
+            .unwrap();
+        let outside = UdpSocket::bind("0.0.0.0:0").unwrap();
+        outside.send_to(b"knock", (address, PORT)).unwrap();
+        inside.recv(&mut [0; 8]).is_ok()
+    }
+
+    /// Runs ip(8).
+    pub fn ip(&self, arguments: &[&str]) -> String {
+        run("ip", arguments)
+    }
+
+    /// Runs tc(8).
+    pub fn tc(&self, arguments: &[&str]) -> String {
+        run("tc", arguments)
+    }
+
+    /// Somebody else's filter in the interface's clsact qdisc, of a program nobody holds.
+    pub fn foreign_filter(&self, interface: &str) {
+        let mut ebpf = EbpfLoader::new().load(objects::floor()).unwrap();
+        let program: &mut SchedClassifier = ebpf.program_mut("bare").unwrap().try_into().unwrap();
+        program.load().unwrap();
+        let options = TcAttachOptions::Netlink(NlOptions {
+            priority: 7,
+            ..NlOptions::default()
+        });
+        let id = program
+            .attach_with_options(interface, TcAttachType::Ingress, options)
+            .unwrap();
+        // Dropping a link detaches it.
+        std::mem::forget(program.take_link(id).unwrap());
+    }
+
+    /// Somebody else's program at the interface's TCX ingress hook, where the kernel has one.
+    pub fn foreign(&self, interface: &str) -> Foreign {
+        let mut ebpf = EbpfLoader::new().load(objects::floor()).unwrap();
+        let program: &mut SchedClassifier = ebpf.program_mut("bare").unwrap().try_into().unwrap();
+        program.load().unwrap();
+        let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+        let is_there = program
+            .attach_with_options(interface, TcAttachType::Ingress, order)
+            .is_ok();
+        Foreign {
+            interface: interface.to_owned(),
+            is_there,
+            _ebpf: ebpf,
+        }
+    }
+}
+
+/// A program that is not ours.
+pub struct Foreign {
+    interface: String,
+    is_there: bool,
+    _ebpf: Ebpf,
+}
+
+impl Foreign {
+    /// True when it is where it was put.
+    pub fn stays(&self) -> bool {
+        !self.is_there
+            || SchedClassifier::query_tcx(&self.interface, TcAttachType::Ingress)
+                .unwrap()
+                .1
+                .iter()
+                .any(|program| program.name() == b"bare")
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {text}");
+    String::from_utf8(output.stdout).unwrap()
+}
