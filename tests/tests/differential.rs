@@ -2,7 +2,7 @@
 //! random tables, and everything that comes of them compared: what happens, counts by reason,
 //! rows, reports, rules in use.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
 use agent::dataplane::{Action, Dataplane, Options};
@@ -133,6 +133,7 @@ fn random_writes(dice: &mut Dice, round: u32, present: &Tables) -> Vec<Write> {
     for key in present.ports.keys() {
         writes.push(Write::DeletePort(*key));
     }
+    let mut ports = HashSet::new();
     for _ in 0..12 {
         let kept = dice.roll(17);
         let port = dice.pick(&PORTS) & u16::MAX.checked_shl(16 - kept).unwrap_or(0);
@@ -148,7 +149,10 @@ fn random_writes(dice: &mut Dice, round: u32, present: &Tables) -> Vec<Write> {
             rule: dice.roll(RULES),
             ..PortVerdict::default()
         };
-        writes.push(Write::PutPort(key, verdict));
+        // A plan writes each row once.
+        if ports.insert(key) {
+            writes.push(Write::PutPort(key, verdict));
+        }
     }
     for key in present.verdicts.keys() {
         writes.push(Write::DeleteVerdict(*key));
@@ -165,6 +169,7 @@ fn random_writes(dice: &mut Dice, round: u32, present: &Tables) -> Vec<Write> {
     for (prefix, _) in present.prefix_rows() {
         writes.push(Write::DeletePrefix(prefix));
     }
+    let mut prefixes = HashSet::new();
     for peer in [peers(false), peers(true)].concat() {
         let address = Address::from(peer);
         let entry = PeerEntry {
@@ -184,7 +189,9 @@ fn random_writes(dice: &mut Dice, round: u32, present: &Tables) -> Vec<Write> {
             };
             let bits = u128::from_be_bytes(address.0) & (u128::MAX << (128 - length));
             let address = Address(bits.to_be_bytes());
-            writes.push(Write::PutPrefix(Prefix { address, length }, entry));
+            if prefixes.insert((address, length)) {
+                writes.push(Write::PutPrefix(Prefix { address, length }, entry));
+            }
         }
         if dice.one_in(3) {
             let bucket = peer_bucket(Address::from(peer));
