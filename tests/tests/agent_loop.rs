@@ -1,0 +1,289 @@
+//! The agent's loop on a real node: it finds pods by itself, attaches, follows what changes, and
+//! leaves enforcement in place when it goes.
+
+use std::net::IpAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use agent::dto::Status;
+use agent_policy::model::Protocol;
+use anyhow::bail;
+use tests::lab::agent::{Agent, ask, log};
+use tests::lab::{Lab, wait_until};
+use tests::probe::{self, Patience, Probe, Server, Servers};
+
+const PORT: u16 = 8080;
+/// How long a change may take on a machine that does other things, too.
+const APPLIED_WITHIN: Duration = Duration::from_secs(10);
+
+/// A lab with two pods that can talk while nothing forbids it.
+struct Pair {
+    lab: Lab,
+    agent: Option<Agent>,
+    _servers: Servers,
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn pod(name: &str, labels: &str, addresses: &[&str]) -> String {
+    let ips: Vec<String> = addresses
+        .iter()
+        .map(|ip| format!("{{ip: {ip:?}}}"))
+        .collect();
+    format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{namespace: shop, name: {name}, labels: \
+         {{{labels}}}}}\nspec: {{containers: [{{name: c, image: none}}]}}\nstatus: {{podIP: {first:?}, \
+         podIPs: [{ips}]}}\n",
+        first = addresses[0],
+        ips = ips.join(", "),
+    )
+}
+
+const NAMESPACE: &str = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n";
+
+/// Only pods labelled `app: web` reach `app: api`.
+const POLICY: &str = "---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {namespace: shop, name: api}
+spec:
+  podSelector: {matchLabels: {app: api}}
+  ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]
+";
+
+const WEB: [&str; 2] = ["10.1.0.1", "fd00:1::1"];
+const API: [&str; 2] = ["10.1.0.2", "fd00:1::2"];
+
+impl Pair {
+    fn new() -> Self {
+        let mut lab = Lab::enter().unwrap();
+        lab.add_pod("shop/web", &WEB.map(address)).unwrap();
+        lab.add_pod("shop/api", &API.map(address)).unwrap();
+        let _servers = serve(&lab, "shop/api");
+        lab.write_manifest("namespace.yaml", NAMESPACE).unwrap();
+        lab.write_manifest("web.yaml", &pod("web", "app: web", &WEB))
+            .unwrap();
+        lab.write_manifest("api.yaml", &pod("api", "app: api", &API))
+            .unwrap();
+        let pair = Self {
+            lab,
+            agent: None,
+            _servers,
+        };
+        pair.wait("shop/web", "shop/api", true);
+        pair
+    }
+
+    fn start_agent(&mut self) {
+        self.agent = Some(Agent::spawn(&self.lab.manifests(), &[]).unwrap());
+    }
+
+    fn reaches(&self, from: &str, to: &str) -> Vec<bool> {
+        reaches(&self.lab, from, to)
+    }
+
+    /// Waits until a pod reaches another, in both families, or does not.
+    fn wait(&self, from: &str, to: &str, expected: bool) {
+        let what = format!(
+            "{from} to {} {to}",
+            if expected { "reach" } else { "be cut off from" }
+        );
+        wait_until(&what, APPLIED_WITHIN, || {
+            let reached = self.reaches(from, to);
+            if reached.iter().all(|reached| *reached == expected) {
+                return Ok(());
+            }
+            bail!("{reached:?}, the agent said:\n{}", log())
+        })
+        .unwrap();
+    }
+}
+
+fn serve(lab: &Lab, name: &str) -> Servers {
+    let place = lab.place(name).unwrap();
+    let servers: Vec<Server<'_>> = place
+        .addresses
+        .iter()
+        .map(|address| Server {
+            namespace: &place.namespace,
+            address: *address,
+            protocol: Protocol::TCP,
+            port: PORT,
+        })
+        .collect();
+    Servers::start(&servers).unwrap()
+}
+
+/// Whether each address of a place can be reached from another.
+fn reaches(lab: &Lab, from: &str, to: &str) -> Vec<bool> {
+    let (source, destination) = (lab.place(from).unwrap(), lab.place(to).unwrap());
+    let probes: Vec<Probe<'_>> = destination
+        .addresses
+        .iter()
+        .map(|address| Probe {
+            namespace: &source.namespace,
+            source: source.address(address.is_ipv4()).unwrap(),
+            destination: *address,
+            protocol: Protocol::TCP,
+            port: PORT,
+        })
+        .collect();
+    let outcomes = probe::run(&probes, Patience::SHORT).unwrap();
+    outcomes.iter().map(probe::Outcome::is_reached).collect()
+}
+
+#[test]
+fn a_policy_written_changed_and_removed_is_followed() {
+    let mut pair = Pair::new();
+    pair.start_agent();
+    pair.wait("shop/web", "shop/api", true);
+    pair.lab
+        .write_manifest("policy.yaml", &POLICY.replace("app: web", "app: other"))
+        .unwrap();
+    pair.wait("shop/web", "shop/api", false);
+    pair.lab.write_manifest("policy.yaml", POLICY).unwrap();
+    pair.wait("shop/web", "shop/api", true);
+    pair.lab
+        .write_manifest("web.yaml", &pod("web", "app: other", &WEB))
+        .unwrap();
+    pair.wait("shop/web", "shop/api", false);
+    pair.lab.remove_manifest("policy.yaml").unwrap();
+    pair.wait("shop/web", "shop/api", true);
+}
+
+#[test]
+fn pods_are_found_whether_their_object_or_their_interface_comes_first() {
+    let mut pair = Pair::new();
+    pair.start_agent();
+    pair.lab.write_manifest("policy.yaml", POLICY).unwrap();
+    // The object first.
+    let other = ["10.1.0.3", "fd00:1::3"];
+    pair.lab
+        .write_manifest("other.yaml", &pod("other", "app: other", &other))
+        .unwrap();
+    pair.lab.add_pod("shop/other", &other.map(address)).unwrap();
+    pair.wait("shop/other", "shop/api", false);
+    pair.wait("shop/web", "shop/api", true);
+    // The interface first.
+    let second = ["10.1.0.4", "fd00:1::4"];
+    pair.lab
+        .add_pod("shop/second", &second.map(address))
+        .unwrap();
+    let servers = serve(&pair.lab, "shop/second");
+    pair.wait("shop/other", "shop/second", true);
+    pair.lab
+        .write_manifest("second.yaml", &pod("second", "app: api", &second))
+        .unwrap();
+    pair.wait("shop/other", "shop/second", false);
+    pair.wait("shop/web", "shop/second", true);
+    drop(servers);
+}
+
+#[test]
+fn an_address_that_is_used_again_does_not_bring_the_old_pods_rights() {
+    let mut pair = Pair::new();
+    pair.start_agent();
+    pair.lab.write_manifest("policy.yaml", POLICY).unwrap();
+    pair.wait("shop/web", "shop/api", true);
+    pair.lab.remove_pod("shop/web").unwrap();
+    pair.lab.remove_manifest("web.yaml").unwrap();
+    pair.lab.add_pod("shop/rogue", &WEB.map(address)).unwrap();
+    pair.lab
+        .write_manifest("rogue.yaml", &pod("rogue", "app: rogue", &WEB))
+        .unwrap();
+    pair.wait("shop/rogue", "shop/api", false);
+}
+
+#[test]
+fn a_pod_whose_object_goes_is_closed_until_it_is_known_again() {
+    let mut pair = Pair::new();
+    pair.start_agent();
+    // Without this the first object could go before the agent has seen it at all.
+    pair.lab
+        .write_manifest("policy.yaml", &POLICY.replace("app: web", "app: other"))
+        .unwrap();
+    pair.wait("shop/web", "shop/api", false);
+    pair.lab.remove_manifest("policy.yaml").unwrap();
+    pair.wait("shop/web", "shop/api", true);
+    pair.lab.remove_manifest("api.yaml").unwrap();
+    pair.wait("shop/web", "shop/api", false);
+    pair.lab
+        .write_manifest("api.yaml", &pod("api", "app: api", &API))
+        .unwrap();
+    pair.wait("shop/web", "shop/api", true);
+}
+
+#[test]
+fn enforcement_outlives_the_agent_and_is_taken_up_by_the_next() {
+    let closed = POLICY.replace("app: web", "app: other");
+    let mut pair = Pair::new();
+    pair.lab.write_manifest("policy.yaml", &closed).unwrap();
+    pair.start_agent();
+    pair.wait("shop/web", "shop/api", false);
+    pair.agent.take().unwrap().kill().unwrap();
+    pair.wait("shop/web", "shop/api", false);
+    // Known to nobody yet: what the dead agent wrote stays in force.
+    pair.lab.write_manifest("policy.yaml", POLICY).unwrap();
+    pair.wait("shop/web", "shop/api", false);
+    pair.start_agent();
+    pair.wait("shop/web", "shop/api", true);
+    pair.lab.write_manifest("policy.yaml", &closed).unwrap();
+    pair.wait("shop/web", "shop/api", false);
+    pair.agent.take().unwrap().stop().unwrap();
+    pair.wait("shop/web", "shop/api", false);
+}
+
+#[test]
+fn a_malformed_policy_file_keeps_the_policy_it_held() {
+    let mut pair = Pair::new();
+    pair.lab
+        .write_manifest("policy.yaml", &POLICY.replace("app: web", "app: other"))
+        .unwrap();
+    pair.start_agent();
+    pair.wait("shop/web", "shop/api", false);
+    pair.lab.write_manifest("policy.yaml", "kind: [").unwrap();
+    wait_until("the fault to be reported", APPLIED_WITHIN, || {
+        if log().contains("policy.yaml") {
+            return Ok(());
+        }
+        bail!("the agent said:\n{}", log())
+    })
+    .unwrap();
+    pair.wait("shop/web", "shop/api", false);
+    pair.lab.write_manifest("policy.yaml", POLICY).unwrap();
+    pair.wait("shop/web", "shop/api", true);
+}
+
+#[test]
+fn a_pod_behind_an_interface_that_leads_elsewhere_is_reported_as_unenforced() {
+    let mut pair = Pair::new();
+    pair.start_agent();
+    // Both ends in the pod: no packet of this address passes the node.
+    for arguments in [
+        "link add inner type veth peer name outer",
+        "address add 10.1.0.9/32 dev inner",
+    ] {
+        let done = Command::new("ip")
+            .args(["-n", "shop_web"])
+            .args(arguments.split(' '))
+            .status()
+            .unwrap();
+        assert!(done.success(), "ip {arguments}");
+    }
+    let manifest = pod("inner", "app: web", &["10.1.0.9"]);
+    pair.lab.write_manifest("inner.yaml", &manifest).unwrap();
+    wait_until("the pod to be reported", APPLIED_WITHIN, || {
+        let status: Status = ask("/v1/status")?;
+        if status
+            .unenforced
+            .iter()
+            .any(|each| each.pod.contains("inner"))
+        {
+            return Ok(());
+        }
+        bail!("{:?}, the agent said:\n{}", status.unenforced, log())
+    })
+    .unwrap();
+}
