@@ -54,69 +54,100 @@ pub(super) fn parse<P: Packet + ?Sized>(
     let [protocol, hop_limit] = packet.load(NEXT_AND_HOP_LIMIT).ok_or(truncated)?;
     headers.protocol = protocol;
     headers.hop_limit = hop_limit;
-    let transport = walk(packet, end, headers)?;
+    let transport = if is_extension(protocol) {
+        walk(packet, end, headers)?
+    } else {
+        HEADER_BYTES + BASE_BYTES
+    };
     Ok(Extent { transport, end })
 }
 
-/// Follows the extension headers up to the transport header or a later fragment's data; returns
-/// where that begins.
+/// True for the headers that stand between the fixed header and the transport's.
 #[inline(always)]
+const fn is_extension(kind: u8) -> bool {
+    matches!(
+        kind,
+        HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS
+    )
+}
+
+/// Follows the extension headers up to the transport header or a later fragment's data; returns
+/// where that begins. Few packets come here.
+#[inline(never)]
 fn walk<P: Packet + ?Sized>(
     packet: &P,
     end: usize,
     headers: &mut Headers,
 ) -> Result<usize, ParseError> {
     let mut offset = HEADER_BYTES + BASE_BYTES;
-    let mut followed = 0;
-    while followed <= MAX_EXTENSIONS {
-        let kind = headers.protocol;
-        if !matches!(
-            kind,
-            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS
-        ) {
-            return Ok(offset);
-        }
-        // RFC 8200 §4.3: hop-by-hop options come first or not at all.
-        if followed == MAX_EXTENSIONS || (kind == HOP_BY_HOP && followed > 0) {
-            return Err(ParseError::ExtensionChain);
-        }
-        if offset > MAX_HEADER_BYTES {
-            return Err(ParseError::ExtensionChain);
-        }
-        if offset + 8 > end {
-            return Err(ParseError::TransportTruncated);
-        }
-        let Some([next, length, b2, b3]) = packet.load::<4>(offset) else {
-            return Err(ParseError::TransportTruncated);
-        };
-        headers.protocol = next;
-        offset += match kind {
-            FRAGMENT => 8,
-            // RFC 4302 §2.2: in four-byte units, minus two.
-            AUTHENTICATION => (length as usize + 2) << 2,
-            _ => (length as usize + 1) << 3,
-        };
-        if offset > end {
-            return Err(ParseError::TransportTruncated);
-        }
-        match kind {
-            HOP_BY_HOP => headers.has_hop_by_hop = true,
-            // Its third byte is the type, its fourth the segments left.
-            ROUTING if b3 != 0 => return Err(ParseError::Routing),
-            FRAGMENT => {
-                headers.has_fragment_header = true;
-                let field = u16::from_be_bytes([b2, b3]);
-                if field & FRAGMENT_OFFSET != 0 {
-                    headers.fragmentation = Fragmentation::Later;
-                    return Ok(offset);
-                }
-                if field & MORE_FRAGMENTS != 0 {
-                    headers.fragmentation = Fragmentation::First;
-                }
+    // Written out, not a loop: Linux 5.10 refuses a loop whose end falls through into its head,
+    // and how it is laid out is the compiler's.
+    macro_rules! follow_next {
+        ($($count:literal)*) => {$(
+            // RFC 8200 §4.3: hop-by-hop options come first or not at all.
+            if $count > 1 && headers.protocol == HOP_BY_HOP {
+                return Err(ParseError::ExtensionChain);
             }
-            _ => {}
-        }
-        followed += 1;
+            if !follow(packet, end, headers, &mut offset)? {
+                return Ok(offset);
+            }
+        )*};
     }
-    Err(ParseError::ExtensionChain)
+    follow_next!(1 2 3 4 5 6 7 8);
+    const { assert!(MAX_EXTENSIONS == 8, "as many as are written out above") };
+    if is_extension(headers.protocol) {
+        return Err(ParseError::ExtensionChain);
+    }
+    Ok(offset)
+}
+
+/// Follows one extension header, if there is one at `offset`; true when there may be another.
+#[inline(never)]
+fn follow<P: Packet + ?Sized>(
+    packet: &P,
+    end: usize,
+    headers: &mut Headers,
+    offset: &mut usize,
+) -> Result<bool, ParseError> {
+    let kind = headers.protocol;
+    if !is_extension(kind) {
+        return Ok(false);
+    }
+    if *offset > MAX_HEADER_BYTES {
+        return Err(ParseError::ExtensionChain);
+    }
+    if *offset + 8 > end {
+        return Err(ParseError::TransportTruncated);
+    }
+    let Some([next, length, b2, b3]) = packet.load::<4>(*offset) else {
+        return Err(ParseError::TransportTruncated);
+    };
+    headers.protocol = next;
+    *offset += match kind {
+        FRAGMENT => 8,
+        // RFC 4302 §2.2: in four-byte units, minus two.
+        AUTHENTICATION => (length as usize + 2) << 2,
+        _ => (length as usize + 1) << 3,
+    };
+    if *offset > end {
+        return Err(ParseError::TransportTruncated);
+    }
+    match kind {
+        HOP_BY_HOP => headers.has_hop_by_hop = true,
+        // Its third byte is the type, its fourth the segments left.
+        ROUTING if b3 != 0 => return Err(ParseError::Routing),
+        FRAGMENT => {
+            headers.has_fragment_header = true;
+            let field = u16::from_be_bytes([b2, b3]);
+            if field & FRAGMENT_OFFSET != 0 {
+                headers.fragmentation = Fragmentation::Later;
+                return Ok(false);
+            }
+            if field & MORE_FRAGMENTS != 0 {
+                headers.fragmentation = Fragmentation::First;
+            }
+        }
+        _ => {}
+    }
+    Ok(true)
 }
