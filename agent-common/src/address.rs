@@ -71,7 +71,7 @@ impl Address {
         a | b | (c ^ MAPPED) == 0
     }
 
-    /// True for 224.0.0.0/4 (RFC 5771), 255.255.255.255 (RFC 919) and ff00::/8 (RFC 4291 §2.7).
+    /// True for 224.0.0.0/4 (RFC 5771), 255.255.255.255 (RFC 919) and `ff00::/8` (RFC 4291 §2.7).
     #[inline(always)]
     pub const fn is_group(self) -> bool {
         let [first, .., last] = self.words();
@@ -82,7 +82,7 @@ impl Address {
         }
     }
 
-    /// True for fe80::/10 (RFC 4291 §2.5.6). IPv4's 169.254.0.0/16 is an ordinary unicast range here.
+    /// True for `fe80::/10` (RFC 4291 §2.5.6). IPv4's 169.254.0.0/16 is an ordinary unicast range here.
     #[inline(always)]
     pub const fn is_v6_link_local(self) -> bool {
         let [first, ..] = self.words();

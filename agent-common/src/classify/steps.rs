@@ -169,26 +169,23 @@ pub(super) fn new_flow<T: FlowTables>(
     let direction = seen.direction;
     seen.question.about(tables, &seen.flow.flow, direction);
     let mut flags = 0;
-    match exemption(tables, seen, config) {
-        Some((reason, exempt)) => {
-            decision.reason = reason;
-            flags = exempt;
+    if let Some((reason, exempt)) = exemption(tables, seen, config) {
+        decision.reason = reason;
+        flags = exempt;
+    } else {
+        let reason = ask(tables, seen, config, decision);
+        if seen.signal.is_mid_stream() {
+            flags = MID_STREAM;
         }
-        None => {
-            let reason = ask(tables, seen, config, decision);
-            if seen.signal.is_mid_stream() {
-                flags = MID_STREAM;
-            }
-            if !is_allowed(reason) {
-                // Perhaps the connection was opened from the other side, before we looked or
-                // longer ago than the table remembers. Then its peer is whom the address shows.
-                seen.question.peer = seen.flow.flow.peer;
-                seen.question.via = 0;
-                let opposite = direction.opposite();
-                seen.question.about(tables, &seen.flow.flow, opposite);
-                if !may_adopt(tables, seen, config) || !adopt(tables, seen, config, decision) {
-                    return reason;
-                }
+        if !is_allowed(reason) {
+            // Perhaps the connection was opened from the other side, before we looked or
+            // longer ago than the table remembers. Then its peer is whom the address shows.
+            seen.question.peer = seen.flow.flow.peer;
+            seen.question.via = 0;
+            let opposite = direction.opposite();
+            seen.question.about(tables, &seen.flow.flow, opposite);
+            if !may_adopt(tables, seen, config) || !adopt(tables, seen, config, decision) {
+                return reason;
             }
         }
     }
