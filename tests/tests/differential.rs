@@ -2,6 +2,12 @@
 //! random tables, and everything that comes of them compared: what happens, counts by reason,
 //! rows, reports, rules in use.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "all of this is a test: whatever fails ends it"
+)]
+
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 

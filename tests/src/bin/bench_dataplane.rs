@@ -160,10 +160,12 @@ fn series(floor: &mut Ebpf, rules: u32, peers: u32) -> Result<(f64, f64, [f64; 3
             match turn {
                 0 => bare.push(Runner::new(program(floor, "bare")?, IFINDEX).sample(&established)?),
                 1 => {
-                    parse.push(Runner::new(program(floor, "parse")?, IFINDEX).sample(&established)?)
+                    parse
+                        .push(Runner::new(program(floor, "parse")?, IFINDEX).sample(&established)?);
                 }
                 2 => {
-                    least.push(Runner::new(program(floor, "floor")?, IFINDEX).sample(&established)?)
+                    least
+                        .push(Runner::new(program(floor, "floor")?, IFINDEX).sample(&established)?);
                 }
                 3 => known.push(
                     Runner::new(program(&mut ours, "from_pod")?, IFINDEX).sample(&established)?,
@@ -331,7 +333,7 @@ impl<'a> Runner<'a> {
     fn sample(self, packet: &[u8]) -> Result<f64> {
         let before = cpu_time()?;
         run(self.program, &self.context, packet, REPEATS)?;
-        Ok((cpu_time()? - before).as_secs_f64() * 1e9 / f64::from(REPEATS))
+        Ok(cpu_time()?.saturating_sub(before).as_secs_f64() * 1e9 / f64::from(REPEATS))
     }
 
     /// CPU nanoseconds a run takes whose packet opens a flow of its own, the system call included.
@@ -346,7 +348,7 @@ impl<'a> Runner<'a> {
         for frame in &frames {
             run(self.program, &self.context, frame, 1)?;
         }
-        Ok((cpu_time()? - before).as_secs_f64() * 1e9 / f64::from(SINGLES))
+        Ok(cpu_time()?.saturating_sub(before).as_secs_f64() * 1e9 / f64::from(SINGLES))
     }
 }
 
