@@ -47,9 +47,10 @@ static FLOOR_COUNTS: PerCpuArray<u64, 16> = PerCpuArray::new();
 #[btf_map]
 static ENDPOINTS: Array<EndpointWord, { ENDPOINT_ROWS as usize }, { BPF_F_MMAPABLE as usize }> =
     Array::new();
-/// Six words that belong together, written by the system call, as a contrast.
+/// Six words that belong together, written by the system call, as a contrast. The second row lies
+/// across two cache lines.
 #[btf_map]
-static TORN_ROWS: Array<[u64; 6], 1> = Array::new();
+static TORN_ROWS: Array<[u64; 6], 2> = Array::new();
 /// Reads and mismatches: of the word in 0 and 1, of the row in 2 and 3.
 #[btf_map]
 static TORN_COUNTS: PerCpuArray<u64, 4> = PerCpuArray::new();
@@ -125,7 +126,7 @@ pub fn torn_row(_context: TcContext) -> i32 {
     let mut torn = 0;
     let mut read = 0;
     while read < READS {
-        if let Some(row) = TORN_ROWS.get_ptr(0) {
+        if let Some(row) = TORN_ROWS.get_ptr(1) {
             let row = row.cast::<u64>();
             // SAFETY: a live map value of six words.
             let first = unsafe { row.read_volatile() };

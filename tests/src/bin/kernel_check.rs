@@ -1,0 +1,152 @@
+//! What Picket asks of a kernel, checked in one go: the programs load, the maps can be made, a
+//! plan is carried out and read back, programs are attached and packets judged. One line a check;
+//! the exit code says whether all of them held. Run as root, in a guest or on the machine itself.
+
+use std::net::IpAddr;
+use std::process::ExitCode;
+
+use agent::dataplane::{Action, Dataplane, Options, uninstall};
+use agent_common::classify::Hook;
+use agent_common::maps::{
+    ALLOW, Config, EndpointWord, PeerEntry, PortFunction, Settings, VerdictKey, config_flags,
+};
+use agent_policy::plan::Write;
+use anyhow::{Context as _, Result, ensure};
+use tests::lab::Lab;
+
+/// Where the pins are, in a BPF file system of the lab's own.
+const PINS: &str = "/sys/fs/bpf/picket";
+const POD: [u8; 4] = [10, 9, 0, 2];
+const FRIEND: [u8; 4] = [10, 9, 1, 1];
+const STRANGER: [u8; 4] = [10, 9, 1, 2];
+
+#[expect(clippy::print_stdout, reason = "the lines are what it is run for")]
+fn main() -> ExitCode {
+    match check() {
+        Ok(()) => {
+            println!("ok: this kernel will do");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            println!("FAILED: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the lines are what it is run for")]
+fn check() -> Result<()> {
+    let mut lab = Lab::enter().context("making a namespace")?;
+    lab.add_pod("pod", &[IpAddr::from(POD)])?;
+    let ifindex = lab.place("pod")?.veth;
+    let interface = format!("pod{ifindex}");
+
+    let mut dataplane =
+        Dataplane::open(&Options::new(PINS)).context("loading programs, making maps")?;
+    for (program, instructions) in dataplane.verified_instructions()? {
+        match instructions {
+            Some(count) => println!("ok: program {program} loads, {count} instructions verified"),
+            None => println!("ok: program {program} loads"),
+        }
+    }
+    println!("ok: {} ticks a second", dataplane.hz());
+
+    let writes = plan(ifindex);
+    dataplane.apply(&writes).context("carrying out a plan")?;
+    let present = dataplane.present()?;
+    ensure!(present.endpoints.len() == 1, "the plan is not in the maps");
+    println!("ok: a plan of {} writes is in the maps", writes.len());
+
+    let settings = Settings {
+        budget_rate: 1000,
+        budget_burst: 1000,
+        timeouts: agent_common::conntrack::Timeout::defaults(dataplane.hz()),
+        ..Settings::default()
+    };
+    dataplane.put_settings(&settings)?;
+    dataplane.attach(ifindex, &interface)?;
+    ensure!(
+        dataplane.attached()?.iter().all(|one| one.is_whole()),
+        "not attached"
+    );
+    println!("ok: attached by {}", dataplane.method().as_label());
+
+    for (what, hook, from, to, wanted) in [
+        (
+            "a friend's datagram",
+            Hook::ToPod,
+            FRIEND,
+            POD,
+            Action::Pass,
+        ),
+        ("its answer", Hook::FromPod, POD, FRIEND, Action::Pass),
+        ("a stranger's", Hook::ToPod, STRANGER, POD, Action::Drop),
+        (
+            "a forged source",
+            Hook::FromPod,
+            STRANGER,
+            FRIEND,
+            Action::Drop,
+        ),
+    ] {
+        // As if it had come in by another interface: from the node itself all is allowed.
+        let got = dataplane.test_run(hook, &datagram(from, to), ifindex, 4000)?;
+        ensure!(got == wanted, "{what}: {got:?} instead of {wanted:?}");
+        println!("ok: {what}: {got:?}");
+    }
+    ensure!(dataplane.connections(1)?.len() == 1, "no connection kept");
+    println!("ok: the connection is kept, its refusals are counted");
+    ensure!(!dataplane.dropped(1)?.is_empty(), "no drop counted");
+    ensure!(!dataplane.events()?.take().is_empty(), "no event came");
+    println!("ok: events come");
+
+    drop(dataplane);
+    let taken_up = Dataplane::open(&Options::new(PINS))?.taken_up().len();
+    ensure!(taken_up == 1, "the next agent found {taken_up} interfaces");
+    uninstall(PINS.as_ref()).context("uninstalling")?;
+    println!("ok: the next agent takes it up, uninstall removes it");
+    Ok(())
+}
+
+/// An endpoint that one class may reach, and that may reach it.
+fn plan(ifindex: u32) -> Vec<Write> {
+    let config = Config {
+        ifindex,
+        slot: 1,
+        addresses: [IpAddr::from(POD).into(), agent_common::Address::UNSPECIFIED],
+        sets: [1, 1],
+        audit_sets: [1, 1],
+        flags: config_flags::PROGRAMMED,
+        ..Config::default()
+    };
+    let allow = PortFunction {
+        verdict: ALLOW,
+        rule: 1,
+        ..PortFunction::default()
+    };
+    vec![
+        Write::PutVerdict(VerdictKey { set: 1, class: 0 }, PortFunction::default()),
+        Write::PutVerdict(VerdictKey { set: 1, class: 5 }, allow),
+        Write::PutPeer(FRIEND.into(), PeerEntry { class: 5, flags: 0 }),
+        Write::OpenSlot(1),
+        Write::PutConfig(1, Box::new(config)),
+        Write::Flip {
+            ifindex,
+            word: EndpointWord {
+                config_row: 1,
+                revision: 1,
+            },
+        },
+    ]
+}
+
+/// An empty UDP datagram from port 1000 to port 1000 (RFC 791, RFC 768), checksums left out.
+fn datagram(from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
+    let mut frame = vec![0; 12];
+    frame.extend([8, 0, 0x45, 0, 0, 28, 0, 1, 0, 0, 64, 17, 0, 0]);
+    frame.extend(from);
+    frame.extend(to);
+    frame.extend([3, 232, 3, 232, 0, 8, 0, 0]);
+    frame.resize(64, 0);
+    frame
+}
