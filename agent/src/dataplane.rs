@@ -240,7 +240,8 @@ impl Dataplane {
     /// having entered the node by `ingress_ifindex`. Counters and flows move as with a real one.
     ///
     /// # Errors
-    /// The kernel refused the run: an unknown interface, or a packet shorter than its headers.
+    /// The kernel refused the run: an unknown interface, a packet shorter than its headers, or, on
+    /// Linux 5.10, an `ingress_ifindex` other than 0.
     pub fn test_run(
         &mut self,
         hook: Hook,
