@@ -118,15 +118,14 @@ fn apply(page: &Page, stage: &mut Stage, step: &Step) -> Result<()> {
     page.progress("applying …")?;
     let begin = Instant::now();
     for (name, content) in step.writes {
-        stage.lab.write_manifest(name, content)?;
+        stage.apply(name, content)?;
     }
     for name in step.removes {
-        stage.lab.remove_manifest(name)?;
+        stage.remove(name)?;
     }
     if step.writes.is_empty() && step.removes.is_empty() {
         return Ok(());
     }
-    stage.settle()?;
     let took = begin.elapsed();
     let files = step.writes.iter().map(|(name, _)| format!("+ {name}"));
     let files: Vec<String> = files

@@ -1,6 +1,7 @@
 //! A lab with the agent at work, for tests: manifests change, and the test goes on once the
 //! kernel has them.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ::agent::dto::{Endpoint, EndpointState, Status};
@@ -33,6 +34,8 @@ pub struct Stage {
     /// The agent; `None` while a test has none.
     pub agent: Option<Agent>,
     round: u32,
+    /// The latest policy on the sentinel in each file.
+    marks: BTreeMap<String, String>,
 }
 
 impl Stage {
@@ -57,22 +60,42 @@ impl Stage {
             lab,
             agent: None,
             round: 0,
+            marks: BTreeMap::new(),
         })
     }
 
     /// Writes a manifest and waits until it is in force.
     pub fn apply(&mut self, file: &str, content: &str) -> Result<()> {
         let mark = self.next_mark();
+        self.marks
+            .insert(file.to_owned(), format!("sentinel/round-{}", self.round));
         // In one file, so that the agent reads both in one piece.
         self.lab
             .write_manifest(file, &format!("{content}\n---\n{mark}"))?;
         self.applied()
     }
 
-    /// Removes a manifest and waits until that is in force.
+    /// Removes a manifest that [`apply`](Self::apply) wrote and waits until that is in force: the
+    /// policy on the sentinel that came with it has gone, too.
     pub fn remove(&mut self, file: &str) -> Result<()> {
+        let mark = self
+            .marks
+            .remove(file)
+            .with_context(|| format!("{file} was never applied"))?;
         self.lab.remove_manifest(file)?;
-        self.settle()
+        self.settle()?;
+        wait_until("the removal to be in force", APPLIED_WITHIN, || {
+            let status: Status = ask("/v1/status")?;
+            let sentinel = endpoint(&status, "sentinel/sentinel")?;
+            let mut isolating = sentinel
+                .directions
+                .iter()
+                .flat_map(|each| &each.isolated_by);
+            if isolating.any(|policy| *policy == mark) {
+                bail!("{mark} is still in force");
+            }
+            Ok(())
+        })
     }
 
     /// Waits until everything written so far is in force.
