@@ -263,7 +263,7 @@ fn failing(explanation: &Explanation) -> usize {
             judgement
                 .nearest
                 .first()
-                .map_or(9, |near| near.failed.len())
+                .map_or(FAR, |near| near.failed.len())
         })
         .sum()
 }
