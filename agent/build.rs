@@ -79,7 +79,7 @@ fn build() -> Result<(), String> {
         );
     let output = cargo
         .output()
-        .map_err(|error| format!("starting {:?}: {error}", cargo.get_program()))?;
+        .map_err(|error| format!("starting {}: {error}", cargo.get_program().display()))?;
     if !output.status.success() {
         return Err(format!(
             "building the BPF programs failed ({})\n{}",

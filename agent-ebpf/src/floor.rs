@@ -1,17 +1,21 @@
 //! Yardsticks: the least that a tc program can cost, for benchmarks to compare with, and the
 //! readers of the torn-read test. Nothing but tests loads them.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
-#![cfg_attr(
-    not(target_arch = "bpf"),
-    expect(
-        dead_code,
-        reason = "on the host this crate is only linted: the kernel calls it"
-    )
-)]
 #![expect(
     missing_docs,
     unreachable_pub,
-    reason = "the programs' generated entry points are public and have no place for docs"
+    missing_debug_implementations,
+    clippy::needless_pass_by_value,
+    reason = "the programs' generated entry points are public, without docs, and own the context"
+)]
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "to find a map value's place and to access it is one operation"
+)]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_ptr_alignment,
+    reason = "halves of words; the kernel aligns every map value to 8 bytes"
 )]
 
 use agent_common::maps::{ENDPOINT_ROWS, EndpointWord};
@@ -90,7 +94,7 @@ pub fn floor(context: TcContext) -> i32 {
         return TC_ACT_SHOT;
     };
     // SAFETY: only read, and at once.
-    let known = unsafe { FLOOR_FLOWS.get(&flow) };
+    let known = unsafe { FLOOR_FLOWS.get(flow) };
     if let Some(count) = FLOOR_COUNTS.get_ptr_mut((*word & 1) as u32) {
         // SAFETY: this CPU's own value.
         unsafe { *count += 1 };

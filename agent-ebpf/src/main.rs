@@ -13,7 +13,17 @@
 )]
 #![expect(
     missing_docs,
-    reason = "the programs' generated entry points have no place for docs"
+    unreachable_pub,
+    clippy::needless_pass_by_value,
+    reason = "the programs' generated entry points are public, without docs, and own the context"
+)]
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "to find a map value's field and to access it is one operation"
+)]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "halves of words, and sizes far below 4 GiB"
 )]
 
 mod action;

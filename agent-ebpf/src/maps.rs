@@ -19,6 +19,11 @@ const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 /// Default capacity of a map, from its description.
+#[expect(
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "evaluated by the compiler, where iterators are not to be had and a panic is an error"
+)]
 const fn capacity(name: &str) -> usize {
     let mut index = 0;
     while index < MAPS.len() {
@@ -30,6 +35,7 @@ const fn capacity(name: &str) -> usize {
     panic!("MAPS has no map of this name")
 }
 
+#[expect(clippy::indexing_slicing, reason = "as above")]
 const fn same(one: &str, other: &str) -> bool {
     let (one, other) = (one.as_bytes(), other.as_bytes());
     let mut index = 0;

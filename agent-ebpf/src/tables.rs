@@ -53,6 +53,10 @@ static NO_SETTINGS: Settings = Settings {
 
 /// Row and revision in one aligned 8-byte load: they always belong together.
 #[inline(always)]
+#[expect(
+    clippy::cast_ptr_alignment,
+    reason = "the kernel aligns every map value to 8 bytes"
+)]
 fn load_word(word: *const EndpointWord) -> (u32, u32) {
     // SAFETY: map values are aligned to 8 bytes; user space stores the word atomically.
     let [a, b, c, d, e, f, g, h] = unsafe { word.cast::<u64>().read_volatile() }.to_ne_bytes();
@@ -154,7 +158,7 @@ impl FlowTables for KernelTables<'_> {
     fn insert_connection(&self, flow: &PendingKey, connection: &Connection) -> bool {
         match CONNTRACK.get(flow.slot) {
             Some(own) => own
-                .insert(&flow.flow, connection, u64::from(BPF_ANY))
+                .insert(flow.flow, connection, u64::from(BPF_ANY))
                 .is_ok(),
             None => false,
         }

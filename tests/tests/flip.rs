@@ -1,6 +1,12 @@
 //! The endpoint flip is one aligned word: a program that loads it while the dataplane stores it
 //! sees all of the old or all of the new one. Needs root and two CPUs.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests fail like tests; the figures are printed for people"
+)]
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 

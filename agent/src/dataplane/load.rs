@@ -130,7 +130,7 @@ fn wanted_capacity(spec: &MapSpec, capacities: &[(&'static str, u32)]) -> u32 {
         .map_or(spec.capacity, |(_, entries)| *entries)
 }
 
-/// Before 5.11 maps count against RLIMIT_MEMLOCK, 64 KiB by default. Newer kernels do not look.
+/// Before 5.11 maps count against `RLIMIT_MEMLOCK`, 64 KiB by default. Newer kernels do not look.
 fn raise_memory_limit() {
     let unlimited = rustix::process::Rlimit {
         current: None,

@@ -86,7 +86,7 @@ pub(crate) fn is_bpf_fs(path: &Path) -> bool {
     File::open(path)
         .ok()
         .and_then(|directory| fstatfs(directory).ok())
-        .is_some_and(|stat| i64::from(stat.f_type) == BPF_FS_MAGIC)
+        .is_some_and(|stat| stat.f_type == BPF_FS_MAGIC)
 }
 
 /// Names in a directory; none when there is no directory.

@@ -1,10 +1,15 @@
 //! bpf(2) as far as aya does not go: element access with plain errors, batches, memory-mapped
 //! arrays, inner maps, links by interface index. Nothing here knows what a map is for.
 
+#![expect(
+    clippy::struct_field_names,
+    reason = "fields are named as in linux/bpf.h"
+)]
+
 use std::ffi::CString;
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::ptr;

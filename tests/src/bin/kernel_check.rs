@@ -66,7 +66,10 @@ fn check() -> Result<()> {
     dataplane.put_settings(&settings)?;
     dataplane.attach(ifindex, &interface)?;
     ensure!(
-        dataplane.attached()?.iter().all(|one| one.is_whole()),
+        dataplane
+            .attached()?
+            .iter()
+            .all(agent::dataplane::Attached::is_whole),
         "not attached"
     );
     println!("ok: attached by {}", dataplane.method().as_label());

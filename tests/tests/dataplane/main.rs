@@ -1,6 +1,12 @@
 //! The dataplane on real interfaces: what it attaches, keeps, takes up again and removes. Needs
 //! root; every test works in a network namespace and a pin directory of its own.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests fail like tests"
+)]
+
 mod node;
 
 use std::net::IpAddr;

@@ -1,6 +1,13 @@
 //! A lab with a dataplane: pods, ip and tc, somebody else's program. The kernel takes it away with
 //! the test's thread, also when the test panics.
 
+#![expect(
+    unreachable_pub,
+    clippy::unused_self,
+    clippy::mem_forget,
+    reason = "a test's own module; the node is asked even where its thread is what counts"
+)]
+
 use std::net::{IpAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
