@@ -1,5 +1,10 @@
 //! The agent's loop on a real node: it finds pods by itself, attaches, follows what changes, and
 //! leaves enforcement in place when it goes.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests: a panic is the failure's report"
+)]
 
 use std::net::IpAddr;
 use std::process::Command;
@@ -61,7 +66,7 @@ impl Pair {
         let mut lab = Lab::enter().unwrap();
         lab.add_pod("shop/web", &WEB.map(address)).unwrap();
         lab.add_pod("shop/api", &API.map(address)).unwrap();
-        let _servers = serve(&lab, "shop/api");
+        let servers = serve(&lab, "shop/api");
         lab.write_manifest("namespace.yaml", NAMESPACE).unwrap();
         lab.write_manifest("web.yaml", &pod("web", "app: web", &WEB))
             .unwrap();
@@ -70,7 +75,7 @@ impl Pair {
         let pair = Self {
             lab,
             agent: None,
-            _servers,
+            _servers: servers,
         };
         pair.wait("shop/web", "shop/api", true);
         pair

@@ -162,7 +162,7 @@ fn what_audited_policies_would_do_is_reported_and_changes_nothing() {
     let family = families()[0];
     let open = |port| Frame::tcp((family.friend, port), (family.pod, 80), SYN);
     change_pod(&mut node, |config, _| {
-        config.audit_sets = [CLOSED_SET, EGRESS_SET]
+        config.audit_sets = [CLOSED_SET, EGRESS_SET];
     });
     assert_eq!(to_pod(&node, UPLINK, &open(1)), Pass(Reason::Rule));
     let [allowed, audited] = node.take_events()[..] else {

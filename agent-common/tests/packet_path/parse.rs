@@ -34,8 +34,11 @@ fn headers(frame: &Frame) -> Result<Headers, ParseError> {
     }
 }
 
+/// Source, destination, protocol, both ports, and TCP flags or ICMP type.
+type Reading = (Vec<u8>, Vec<u8>, u8, u16, u16, u8);
+
 /// A second reading of the standards: slow, on slices, with `?` for everything that is missing.
-fn plain_reading(bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>, u8, u16, u16, u8)> {
+fn plain_reading(bytes: &[u8]) -> Option<Reading> {
     let frame = bytes.get(14..)?;
     let word =
         |from: &[u8], at: usize| Some(u16::from_be_bytes([*from.get(at)?, *from.get(at + 1)?]));

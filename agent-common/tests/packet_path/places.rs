@@ -137,7 +137,7 @@ fn a_pod_sends_only_from_its_own_addresses() {
 fn an_unused_address_place_owns_nothing() {
     let mut node = node();
     change_pod(&mut node, |config, _| {
-        config.addresses[1] = Address::UNSPECIFIED
+        config.addresses[1] = Address::UNSPECIFIED;
     });
     let frame = Frame::udp((v6("::"), 1), (families()[1].friend, 443));
     assert_eq!(from_pod(&node, &frame), Drop(Reason::SpoofedSource));
@@ -169,7 +169,7 @@ fn annotated_sources_are_the_pods_too() {
     change_pod(&mut node, |config, _| config.source_count = 0);
     assert_eq!(send(&node, [192, 168, 7, 254]), Drop(Reason::SpoofedSource));
     change_pod(&mut node, |config, _| {
-        config.flags |= config_flags::ANY_SOURCE
+        config.flags |= config_flags::ANY_SOURCE;
     });
     assert_eq!(send(&node, [1, 2, 3, 4]), Pass(Reason::Rule));
 }
@@ -289,7 +289,7 @@ fn an_endpoint_that_is_not_programmed_takes_its_own_posture() {
     );
     assert_eq!(from_pod_bytes(&node, &Frame::arp()), Pass(Reason::Link));
     change_pod(&mut node, |config, _| {
-        config.flags = config_flags::FAIL_OPEN
+        config.flags = config_flags::FAIL_OPEN;
     });
     assert_eq!(from_pod(&node, &frame), Pass(Reason::FailOpen));
     let not_ours = node.dropped_of(POD.1, Direction::Ingress, Reason::NotProgrammed);

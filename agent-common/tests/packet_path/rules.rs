@@ -194,7 +194,7 @@ fn a_set_without_a_default_row_takes_the_posture() {
     assert_eq!(to_pod(&node, UPLINK, &frame), Drop(Reason::FailClosed));
     assert_eq!(node.counter(Counter::DefaultRowMissing), 1);
     change_pod(&mut node, |config, _| {
-        config.flags |= config_flags::FAIL_OPEN
+        config.flags |= config_flags::FAIL_OPEN;
     });
     assert_eq!(to_pod(&node, UPLINK, &frame), Pass(Reason::FailOpen));
 }
