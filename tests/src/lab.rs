@@ -225,7 +225,12 @@ impl Lab {
             prepare_network()?;
             Netlink::open()
         })?;
-        join(&mut self.netlink, here, &mut inside, there, namespace)?;
+        join(
+            (&mut self.netlink, here),
+            (&mut inside, there),
+            namespace,
+            GATEWAY_V4,
+        )?;
         inside.set_up(LOOPBACK)?;
         Ok(inside)
     }
@@ -298,11 +303,10 @@ pub fn wait_until<T>(
 
 /// Both ends up, gateway addresses on the near one.
 fn join(
-    netlink: &mut Netlink,
-    here: VethEnd<'_>,
-    inside: &mut Netlink,
-    there: VethEnd<'_>,
+    (netlink, here): (&mut Netlink, VethEnd<'_>),
+    (inside, there): (&mut Netlink, VethEnd<'_>),
     namespace: &Namespace,
+    gateway_v4: IpAddr,
 ) -> Result<()> {
     use std::os::fd::AsFd as _;
     netlink.add_veth(here, there, namespace.as_fd())?;
@@ -321,7 +325,7 @@ fn join(
             },
         )?;
     }
-    netlink.add_address(here.index, GATEWAY_V4, 32)?;
+    netlink.add_address(here.index, gateway_v4, 32)?;
     netlink.add_address(here.index, GATEWAY_V6, 64)
 }
 

@@ -16,6 +16,10 @@ const WORLD_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 254, 3));
 /// See [`WORLD_V4`].
 const WORLD_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 3));
 
+/// The router, as what is beyond it sees it. Not the node's [`GATEWAY_V4`]: an ARP request of the
+/// node's would then carry an address of the router's own, and not be answered.
+const WORLD_GATEWAY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 254, 4));
+
 /// The router and what is beyond it.
 #[derive(Debug)]
 pub(super) struct Outside {
@@ -94,12 +98,17 @@ impl Lab {
             index: ETH0,
             mac: mac(0x06, ETH0 + 1),
         };
-        join(&mut router, here, &mut world_netlink, there, &world)?;
+        join(
+            (&mut router, here),
+            (&mut world_netlink, there),
+            &world,
+            WORLD_GATEWAY_V4,
+        )?;
         world_netlink.set_up(LOOPBACK)?;
         for (address, bits) in [(WORLD_V4, 32), (WORLD_V6, 64)] {
             world_netlink.add_address(ETH0, address, bits)?;
         }
-        default_route(&mut world_netlink, ETH0, GATEWAY_V4, GATEWAY_V6)?;
+        default_route(&mut world_netlink, ETH0, WORLD_GATEWAY_V4, GATEWAY_V6)?;
         Ok(Outside {
             router,
             world,
