@@ -1,6 +1,6 @@
 //! Picket's tc programs: a thin shell that runs `agent_common::classify` on a pod's packets. What
 //! deserves a test lives there, not here; this crate only turns traits into map look-ups, and an
-//! [`Outcome`](agent_common::classify::Outcome) into what tc understands.
+//! [`Outcome`] into what tc understands.
 //!
 //! Everything must load on Linux 5.10: no helper and no instruction that is newer.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]

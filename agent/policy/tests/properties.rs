@@ -7,8 +7,25 @@
     reason = "a test stops where its assumptions do"
 )]
 
+// The host's maps and the frames of agent-common's own tests.
+#[expect(
+    dead_code,
+    unreachable_pub,
+    reason = "its modules are also those of a library"
+)]
+#[path = "../../../tests/src/machine.rs"]
+mod machine;
 #[path = "properties/node.rs"]
 mod node;
+#[expect(
+    dead_code,
+    unreachable_pub,
+    reason = "its modules are also those of a library"
+)]
+#[path = "../../../tests/src/packets.rs"]
+mod packets;
+#[path = "properties/wire.rs"]
+mod wire;
 #[path = "properties/world.rs"]
 mod world;
 
@@ -90,6 +107,16 @@ proptest! {
             node.happen(&batch);
             node.settle()?;
             node.check_against_specification()?;
+        }
+    }
+
+    #[test]
+    fn packets_over_compiled_tables_meet_the_specification(history in history(3)) {
+        let mut node = Node::new(Options::default());
+        for batch in history {
+            node.happen(&batch);
+            node.settle()?;
+            node.check_packets()?;
         }
     }
 

@@ -115,7 +115,7 @@ pub(crate) struct Node {
     pub(crate) now: Duration,
     options: Options,
     /// Local pods as they were last seen alive while attached.
-    identities: HashMap<u32, Pod>,
+    pub(crate) identities: HashMap<u32, Pod>,
     attached: BTreeMap<u32, usize>,
 }
 
