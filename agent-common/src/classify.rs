@@ -1,6 +1,6 @@
 //! A packet's way, top to bottom: from its bytes to what happens to it.
 //!
-//! [`classify`] and its [`way`] are the whole story; each step has its file. Nothing here knows
+//! [`classify`] and its `way` are the whole story; each step has its file. Nothing here knows
 //! the kernel: `tc` programs and host tests run the same code.
 
 mod audit;

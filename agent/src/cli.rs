@@ -1,7 +1,7 @@
 //! The command tree: what can be asked, and how every command ends. Each command is one file
 //! under `cli/` with its `Args` and its `run`.
 //!
-//! Answers go to standard output, everything else to standard error. Exit codes: see [`Outcome`].
+//! Answers go to standard output, everything else to standard error. Exit codes: see `Outcome`.
 
 mod agent;
 mod can;

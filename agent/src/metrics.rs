@@ -1,5 +1,5 @@
 //! Every metric: name, type, labels and help, once. Values come from what the kernel has counted
-//! ([`crate::reading`]), never from events; [`ledger`] keeps them from going back.
+//! ([`crate::reading`]), never from events; `ledger` keeps them from going back.
 //!
 //! Labels come from closed lists or from objects that live in the cluster; when the object goes,
 //! its series go. Families with closed labels start at 0, so that the first refusal is an increase.
