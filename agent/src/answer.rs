@@ -11,6 +11,6 @@ mod words;
 pub use effective::effective;
 pub use judge::judgement_of;
 pub use question::{AnswerError, can, why};
-pub(crate) use question::{declared_ports, explain};
+pub(crate) use question::{declared_ports, explain, explain_refused};
 pub use reference::{PortArg, PortName, PortReference, Reference, ReferenceError, Who, short_kind};
 pub use resolve::{End, ResolveError, Resolved, address_party, pod_party, resolve, short_workload};

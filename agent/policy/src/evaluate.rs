@@ -2,17 +2,19 @@
 //! Kubernetes documentation. Slow, obvious, never optimized.
 //!
 //! Everything else that knows what a policy means is either built from these functions
-//! ([`crate::explain`], [`crate::matrix`]) or tested against them ([`crate::compile`]). What is
-//! decided before policy is asked (replies, the node's own traffic, neighbour discovery,
-//! malformed packets) is not here but in `agent_common::classify`.
+//! ([`crate::explain`], [`crate::matrix`]) or tested against them ([`crate::compile`]). Of what is
+//! decided before policy is asked, only the node's own traffic is here, because who reaches whom
+//! depends on it; replies, neighbour discovery and malformed packets are in
+//! `agent_common::classify`.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::cluster::{Cluster, is_selectable};
 use crate::model::{
-    Direction, NamespaceScope, Peer, Peers, Pod, Policy, PortMatch, Ports, Protocol, Reason, Rule,
-    RuleRef, Verdict,
+    Direction, NamespaceScope, Peer, Peers, Phase, Pod, Policy, PortMatch, Ports, Protocol, Reason,
+    Rule, RuleRef, Verdict,
 };
 
 /// The first packet of a flow, as policy sees it.
@@ -75,9 +77,23 @@ impl Decisions {
     }
 }
 
-/// Judges a packet at both of its ends. An end that is not a pod's own address (a node, a
-/// hostNetwork pod, the world) has no policies and is not isolated.
+/// Judges a packet that its source sends itself, at both of its ends: by policy, except that a pod
+/// lets its own node in whatever policy says (kubelet's probes).
 pub fn evaluate(cluster: &Cluster, packet: &Packet) -> Decisions {
+    let mut decisions = by_policy(cluster, packet);
+    if let Some(pod) = cluster.owner_of(packet.to.to_canonical())
+        && is_node_of(pod, &nodes_at(cluster, packet.from))
+    {
+        decisions.ingress = Decision::by(Reason::Node);
+    }
+    decisions
+}
+
+/// Judges a packet at both of its ends by the addresses it shows: what policies say of traffic
+/// that is only forwarded under its source's address, which a node's may be (masqueraded). An end
+/// that is not a pod's own address (a node, a hostNetwork pod, the world) has no policies and is
+/// not isolated.
+pub fn by_policy(cluster: &Cluster, packet: &Packet) -> Decisions {
     let side = |direction: Direction, endpoint: IpAddr, peer: IpAddr| match cluster
         .owner_of(endpoint.to_canonical())
     {
@@ -88,6 +104,32 @@ pub fn evaluate(cluster: &Cluster, packet: &Packet) -> Decisions {
         egress: side(Direction::Egress, packet.from, packet.to),
         ingress: side(Direction::Ingress, packet.to, packet.from),
     }
+}
+
+/// The nodes an address is of, by name: those that state it in `status.addresses`, and those of
+/// hostNetwork pods that show it. A hostNetwork pod without `spec.nodeName` stands for a node
+/// without a name. An address that a pod owns is of no node.
+pub(crate) fn nodes_at(cluster: &Cluster, address: IpAddr) -> BTreeSet<&str> {
+    let address = address.to_canonical();
+    if cluster.owner_of(address).is_some() {
+        return BTreeSet::new();
+    }
+    let stated = cluster
+        .nodes()
+        .filter(|node| node.addresses.contains(&address))
+        .map(|node| &*node.name);
+    let shown = cluster
+        .pods()
+        .filter(|pod| pod.host_network && pod.phase != Phase::Completed)
+        .filter(|pod| pod.addresses.contains(&address))
+        .map(|pod| pod.node.as_str());
+    stated.chain(shown).collect()
+}
+
+/// True when the pod runs on one of these nodes. Without a `spec.nodeName` it runs on the node
+/// without a name: manifests that name no node describe a single one.
+pub(crate) fn is_node_of(pod: &Pod, nodes: &BTreeSet<&str>) -> bool {
+    nodes.contains(pod.node.as_str())
 }
 
 /// Judges a packet between an endpoint and a peer's address at the endpoint's side. `port` is

@@ -169,9 +169,15 @@ impl fmt::Display for Isolating {
     }
 }
 
-/// Explains a packet.
+/// Explains a packet that its source sends itself.
 pub fn explain(cluster: &Cluster, packet: &Packet) -> Explanation {
-    let Decisions { egress, ingress } = evaluate(cluster, packet);
+    explain_decisions(cluster, packet, evaluate(cluster, packet))
+}
+
+/// Explains what was said of a packet: by [`evaluate`], or by
+/// [`by_policy`](crate::evaluate::by_policy) when it may have been forwarded.
+pub fn explain_decisions(cluster: &Cluster, packet: &Packet, decisions: Decisions) -> Explanation {
+    let Decisions { egress, ingress } = decisions;
     let ends = (
         Party::of(cluster, packet.from),
         Party::of(cluster, packet.to),

@@ -66,7 +66,7 @@ pub struct Row {
     pub to_address: IpAddr,
     /// Where the connection goes.
     pub port: Port,
-    /// Judged at the destination; allow when it is no pod or not isolated.
+    /// Judged at the destination; allow when it is no pod or not isolated, or the source its node.
     pub ingress: Verdict,
     /// Judged at the source; allow when it is no pod or not isolated.
     pub egress: Verdict,
@@ -97,8 +97,8 @@ pub struct Matrix {
 /// Judges every ordered pair of distinct pods and endpoints.
 ///
 /// A pair is judged once, on the first of the destination's addresses whose family the source has
-/// too; a pair without one has no row. hostNetwork pods are ends with their node's address, and
-/// like it not isolated. Completed pods, pods without an address, and pods all of whose addresses
+/// too; a pair without one has no row. hostNetwork pods are ends with their node's address, like
+/// it not isolated, and let in by every pod of their node. Completed pods, pods without an address, and pods all of whose addresses
 /// by now belong to another pod are left out, each with a finding; so is an endpoint without a
 /// port to judge as destination.
 pub fn matrix(cluster: &Cluster, question: &Question) -> Matrix {
@@ -188,6 +188,9 @@ impl<'a> Judge<'a> {
             return Verdict::Allow;
         };
         if pod.addresses.contains(&peer.address) {
+            return Verdict::Allow;
+        }
+        if direction == Direction::Ingress && peer.side.is_node_of(pod, peer.address) {
             return Verdict::Allow;
         }
         let flow = Flow {

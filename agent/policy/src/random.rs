@@ -66,6 +66,11 @@ fn protocol() -> impl Strategy<Value = Protocol> {
     ]
 }
 
+/// Of two nodes, or not said.
+fn node_name() -> impl Strategy<Value = &'static str> {
+    select(&["", "node", "other"])
+}
+
 pub(crate) fn pod() -> impl Strategy<Value = Pod> {
     let port = (
         prop_oneof![1 => Just(""), 2 => select(&PORT_NAMES)],
@@ -87,12 +92,13 @@ pub(crate) fn pod() -> impl Strategy<Value = Pod> {
         labels(),
         vec(address(), 0..3),
         vec(port, 0..3),
-        prop::bool::weighted(0.1),
+        (prop::bool::weighted(0.1), node_name()),
         phase,
         0_i64..3,
     )
         .prop_map(
-            |((namespace, number, uid), labels, addresses, ports, host_network, phase, created)| {
+            |((namespace, number, uid), labels, addresses, ports, how, phase, created)| {
+                let (host_network, node) = how;
                 let name = ObjectName::new(namespace, format!("pod-{number}"));
                 Pod {
                     uid: PodUid(Arc::from(format!("{name}-{uid}"))),
@@ -104,7 +110,7 @@ pub(crate) fn pod() -> impl Strategy<Value = Pod> {
                     host_network,
                     phase,
                     created,
-                    node: "node".to_owned(),
+                    node: node.to_owned(),
                     annotations: Labels::new(),
                 }
             },

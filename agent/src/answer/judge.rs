@@ -1,7 +1,7 @@
 //! One packet's judgements, in the words that leave the process.
 
 use agent_policy::cluster::Cluster;
-use agent_policy::evaluate::Packet;
+use agent_policy::evaluate::{self, Decisions, Packet};
 use agent_policy::explain::{self, Addition, NearRule, Party, Side};
 use agent_policy::model::{Direction, Policy};
 
@@ -9,17 +9,24 @@ use super::words;
 use crate::dto;
 
 /// Leaving the source, then entering the destination.
-pub(super) fn judgements(cluster: &Cluster, packet: &Packet) -> Vec<dto::Judgement> {
-    explain::explain(cluster, packet)
+pub(super) fn judgements(
+    cluster: &Cluster,
+    packet: &Packet,
+    decisions: Decisions,
+) -> Vec<dto::Judgement> {
+    explain::explain_decisions(cluster, packet, decisions)
         .sides()
         .into_iter()
         .map(judgement)
         .collect()
 }
 
-/// What is said on one side only: egress at the source, ingress at the destination.
+/// What policy says on one side only, of a packet that the kernel saw: egress at the source,
+/// ingress at the destination. The kernel knows its node's own traffic by origin, so what shows the
+/// node's address here was only forwarded.
 pub fn judgement_of(cluster: &Cluster, packet: &Packet, direction: Direction) -> dto::Judgement {
-    let explained = explain::explain(cluster, packet);
+    let decisions = evaluate::by_policy(cluster, packet);
+    let explained = explain::explain_decisions(cluster, packet, decisions);
     judgement(match direction {
         Direction::Ingress => &explained.ingress,
         Direction::Egress => &explained.egress,

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use agent_policy::cluster::Cluster;
-use agent_policy::evaluate::{self, Packet};
+use agent_policy::evaluate::{self, Decisions, Packet};
 use agent_policy::model::{Protocol, Verdict};
 
 use super::judge;
@@ -120,10 +120,31 @@ pub(crate) fn explain(
     to: &Resolved,
     port: &PortReference,
 ) -> Result<Explanation, AnswerError> {
+    explain_by(evaluate::evaluate, cluster, from, to, port)
+}
+
+/// As [`explain`], of what the kernel refused: it knows its node's own traffic by origin, so what
+/// showed the node's address was only forwarded and is judged by it.
+pub(crate) fn explain_refused(
+    cluster: &Cluster,
+    from: &Resolved,
+    to: &Resolved,
+    port: &PortReference,
+) -> Result<Explanation, AnswerError> {
+    explain_by(evaluate::by_policy, cluster, from, to, port)
+}
+
+fn explain_by(
+    decide: fn(&Cluster, &Packet) -> Decisions,
+    cluster: &Cluster,
+    from: &Resolved,
+    to: &Resolved,
+    port: &PortReference,
+) -> Result<Explanation, AnswerError> {
     let pairs = pairs(from, to, port)?;
     let judged: Vec<(&Packet, Verdict)> = pairs
         .iter()
-        .map(|pair| (pair, evaluate::evaluate(cluster, pair).verdict()))
+        .map(|pair| (pair, decide(cluster, pair).verdict()))
         .collect();
     let allowed_pairs = judged
         .iter()
@@ -157,7 +178,7 @@ pub(crate) fn explain(
         partly: allowed_pairs > 0 && !is_allowed,
         pairs: pairs.len(),
         allowed_pairs,
-        judgements: judge::judgements(cluster, shown),
+        judgements: judge::judgements(cluster, shown, decide(cluster, shown)),
         observed: None,
     })
 }
@@ -254,4 +275,71 @@ pub(crate) fn declared_ports(to: &Resolved) -> Vec<PortReference> {
             port: PortName::Number(port),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_policy::model::{
+        Change, Labels, Node, ObjectName, Phase, Pod, PodUid, Policy as NetworkPolicy,
+    };
+    use agent_policy::selector::Selector;
+
+    use super::*;
+
+    /// A pod that nobody may reach, on node-a, which is 192.0.2.7.
+    fn closed() -> Cluster {
+        let mut cluster = Cluster::new();
+        for change in [
+            Change::Pod(Box::new(Pod {
+                uid: PodUid("shop/api".into()),
+                name: ObjectName::new("shop", "api"),
+                labels: Labels::new(),
+                addresses: vec![IpAddr::from([10, 0, 0, 1])],
+                ports: Vec::new(),
+                host_network: false,
+                phase: Phase::Live,
+                created: 0,
+                node: "node-a".to_owned(),
+                workload: "Pod/api".to_owned(),
+                annotations: Labels::new(),
+            })),
+            Change::Node(Node {
+                name: "node-a".into(),
+                labels: Labels::new(),
+                addresses: vec![IpAddr::from([192, 0, 2, 7])],
+                pod_cidrs: Vec::new(),
+            }),
+            Change::Policy(Box::new(NetworkPolicy {
+                name: ObjectName::new("shop", "deny"),
+                pods: Selector::EVERYTHING,
+                isolates_ingress: true,
+                isolates_egress: false,
+                ingress: Vec::new(),
+                egress: Vec::new(),
+                annotations: Labels::new(),
+            })),
+        ] {
+            drop(cluster.apply(change));
+        }
+        cluster
+    }
+
+    #[test]
+    fn a_pods_own_node_may_and_what_was_refused_under_its_address_may_not() {
+        let cluster = closed();
+        let end = |text: &str| {
+            let reference: Reference = text.parse().unwrap();
+            resolve(&cluster, &reference, "shop").unwrap()
+        };
+        let (from, to) = (end("192.0.2.7"), end("api"));
+        let port = PortReference {
+            protocol: Protocol::TCP,
+            port: PortName::Number(80),
+        };
+        let own = explain(&cluster, &from, &to, &port).unwrap();
+        assert_eq!(own.verdict, VerdictWord::Allow);
+        assert_eq!(own.judgements[1].reason.as_deref(), Some("node"));
+        let refused = explain_refused(&cluster, &from, &to, &port).unwrap();
+        assert_eq!(refused.verdict, VerdictWord::Deny);
+    }
 }

@@ -187,6 +187,7 @@ fn reason_words(judgement: &Judgement) -> String {
     match judgement.reason.as_deref() {
         Some("not-isolated") => "not isolated".to_owned(),
         Some("self") => "a pod always reaches itself".to_owned(),
+        Some("node") => "a pod always lets its own node in".to_owned(),
         Some(reason) => reason.to_owned(),
         None => String::new(),
     }
@@ -300,6 +301,7 @@ fn sentence(judgement: &Judgement) -> String {
             format!("not isolated for {direction}: no policy selects it")
         }
         (_, Some("self"), _) => "a pod always reaches itself".to_owned(),
+        (_, Some("node"), _) => "a pod always lets its own node in".to_owned(),
         (VerdictWord::Allow, _, Some(rule)) => format!("admitted by {rule}"),
         (_, Some("isolated-no-rule"), _) => {
             format!("isolated for {direction}, and no rule admits this")

@@ -140,7 +140,7 @@ fn is_about_rules(cause: Cause) -> bool {
 mod tests {
     use agent_common::Reason;
     use agent_policy::model::{
-        Change, Labels, ObjectName, Peers, Phase, PodUid, Policy, Ports, Protocol, Rule,
+        Change, Labels, Node, ObjectName, Peers, Phase, PodUid, Policy, Ports, Protocol, Rule,
     };
     use agent_policy::selector::Selector;
 
@@ -181,6 +181,7 @@ mod tests {
         }
     }
 
+    /// Two pods of node-a, which is 192.0.2.7; api-1 is isolated.
     fn known() -> Known {
         let pod = |namespace: &str, name: &str, workload: &str, last: u8| {
             Change::Pod(Box::new(Pod {
@@ -192,7 +193,7 @@ mod tests {
                 host_network: false,
                 phase: Phase::Live,
                 created: 0,
-                node: String::new(),
+                node: "node-a".to_owned(),
                 workload: format!("Deployment/{workload}"),
                 annotations: Labels::new(),
             }))
@@ -201,6 +202,12 @@ mod tests {
         for change in [
             pod("shop", "api-1", "api", 1),
             pod("web", "portal-1", "portal", 2),
+            Change::Node(Node {
+                name: "node-a".into(),
+                labels: Labels::new(),
+                addresses: vec![IpAddr::from([192, 0, 2, 7])],
+                pod_cidrs: Vec::new(),
+            }),
             Change::Policy(Box::new(Policy {
                 name: ObjectName::new("shop", "default-deny"),
                 pods: Selector::EVERYTHING,
@@ -295,6 +302,17 @@ mod tests {
         };
         let flow = join(&known(), &stranger, jiff::Timestamp::UNIX_EPOCH);
         assert_eq!(flow.from.to_string(), "192.0.2.1");
+    }
+
+    #[test]
+    fn what_was_refused_under_the_nodes_address_is_explained_by_that_address() {
+        let forwarded = Observation {
+            peer: IpAddr::from([192, 0, 2, 7]),
+            ..observation(Reason::IsolatedNoRule)
+        };
+        let flow = join(&known(), &forwarded, jiff::Timestamp::UNIX_EPOCH);
+        assert_eq!(flow.from.to_string(), "node:node-a");
+        assert_eq!(flow.decision.nearest.len(), 1, "not let in as its own node");
     }
 
     #[test]

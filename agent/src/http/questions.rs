@@ -219,7 +219,7 @@ fn denial(view: &View<'_>, row: &DeniedReading) -> dto::Denial {
             Direction::Egress => (local, other),
             Direction::Ingress => (other, local),
         };
-        answer::explain(view.cluster(), &from, &to, &reference).ok()
+        answer::explain_refused(view.cluster(), &from, &to, &reference).ok()
     });
     dto::Denial {
         from,

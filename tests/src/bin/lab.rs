@@ -21,10 +21,11 @@ const EXIT_ERROR: u8 = 2;
 
 /// Measure who reaches whom: manifests as network namespaces, the real agent, real packets
 ///
-/// Every pod gets a network namespace with the addresses its manifest states, all on one node;
-/// hostNetwork pods live in the node's namespace, external endpoints beyond a router. Every pair
-/// is probed, first without the agent (all of it must be reachable), then with it. Between two
-/// pods each side of a refused connection is measured by itself.
+/// Every pod gets a network namespace with the addresses its manifest states, all on one node
+/// whatever nodes the manifests name (so they are judged as on one, too); hostNetwork pods live in
+/// the node's namespace, external endpoints beyond a router. Every pair is probed, first without
+/// the agent (all of it must be reachable), then with it. Between two pods each side of a refused
+/// connection is measured by itself.
 ///
 /// Exit codes: 0 measured as judged · 1 differences (on standard error) · 2 error.
 #[derive(Debug, Parser)]

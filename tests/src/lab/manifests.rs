@@ -1,13 +1,18 @@
-//! What a lab needs to know of manifests: which pods there are, at which addresses.
+//! What a lab needs to know of manifests: which pods there are, at which addresses, all of them on
+//! the one node that a lab has.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use agent::source::directory;
 use agent_policy::cluster::Cluster;
-use agent_policy::model::{Phase, Pod};
+use agent_policy::model::{Change, Labels, Node, Phase, Pod};
 use anyhow::{Context as _, Result};
+
+/// The one node of a lab, whatever nodes its manifests name.
+const NODE: &str = "lab";
 
 /// A pod to lay out.
 #[derive(Clone, Debug)]
@@ -23,7 +28,7 @@ pub struct PodManifest {
 /// What a directory of manifests lays out.
 #[derive(Debug, Default)]
 pub struct Manifests {
-    /// The objects.
+    /// The objects, with every pod on one node that has the addresses of all.
     pub cluster: Cluster,
     /// Pods that own an address.
     pub pods: Vec<PodManifest>,
@@ -33,7 +38,7 @@ pub struct Manifests {
     pub remarks: Vec<String>,
 }
 
-/// Reads a directory as the agent does.
+/// Reads a directory as the agent does, and moves everything to the lab's node.
 pub fn read(directory: &Path) -> Result<Manifests> {
     let loaded = directory::load(directory)
         .with_context(|| format!("reading the manifests in {}", directory.display()))?;
@@ -41,12 +46,25 @@ pub fn read(directory: &Path) -> Result<Manifests> {
         remarks: loaded.findings.iter().map(ToString::to_string).collect(),
         ..Manifests::default()
     };
-    for change in loaded.changes {
+    for mut change in loaded.changes {
+        match &mut change {
+            Change::Pod(pod) => NODE.clone_into(&mut pod.node),
+            Change::Node(node) => {
+                manifests.node_addresses.append(&mut node.addresses);
+                continue;
+            }
+            _ => {}
+        }
         // What an object touches matters to a running agent only.
         drop(manifests.cluster.apply(change));
     }
-    let nodes = manifests.cluster.nodes();
-    manifests.node_addresses = nodes.flat_map(|node| node.addresses.clone()).collect();
+    let node = Node {
+        name: Arc::from(NODE),
+        labels: Labels::new(),
+        addresses: manifests.node_addresses.clone(),
+        pod_cidrs: Vec::new(),
+    };
+    drop(manifests.cluster.apply(Change::Node(node)));
     let mut pods: Vec<Pod> = manifests
         .cluster
         .pods()

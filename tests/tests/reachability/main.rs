@@ -398,6 +398,19 @@ fn host_network_pods_are_not_enforced_and_no_pod_selector_matches_them() {
 }
 
 #[test]
+fn pods_let_their_own_node_in_whatever_policy_says_but_reach_it_only_by_policy() {
+    check(
+        &[policy(
+            "a",
+            "deny",
+            "{podSelector: {}, policyTypes: [Ingress, Egress]}",
+        )],
+        &["* -> a/*", "a/* -> *"],
+        &[FROM_NODE],
+    );
+}
+
+#[test]
 fn unreadable_rule_allows_nothing_and_the_rest_of_the_policy_stands() {
     check(
         &[policy(

@@ -254,7 +254,7 @@ fn a_host_network_pod_is_its_node() {
 ---
 kind: Pod
 metadata: {{namespace: ours, name: host, labels: {{app: b}}}}
-spec: {{hostNetwork: true, containers: [{{name: c}}]}}
+spec: {{hostNetwork: true, nodeName: elsewhere, containers: [{{name: c}}]}}
 status: {{podIP: 192.0.2.1}}
 ---
 kind: NetworkPolicy
@@ -269,6 +269,101 @@ spec: {{podSelector: {{}}, ingress: [{{from: [{{podSelector: {{}}}}]}}]}}
     );
     let to_host = evaluate(&cluster, &written::tcp(B, WORLD, 80));
     assert_eq!(to_host.ingress.reason, Reason::NotIsolated, "not enforced");
+}
+
+/// What a pod on node `one`, closed by policy, says of packets from these addresses. Node `one` is
+/// 192.0.2.1 and a hostNetwork pod shows 192.0.2.2 of it; node `two` is 192.0.2.3; 192.0.2.4 is
+/// shown by a hostNetwork pod of no node, 192.0.2.5 by one of node `one` that is completed.
+fn let_in_by_closed_pod(node_name: &str, sources: &[&str]) -> Vec<Reason> {
+    let cluster = written::cluster(&format!(
+        "
+kind: Node
+metadata: {{name: one}}
+status: {{addresses: [{{type: InternalIP, address: 192.0.2.1}}]}}
+---
+kind: Node
+metadata: {{name: two}}
+status: {{addresses: [{{type: InternalIP, address: 192.0.2.3}}]}}
+---
+kind: Pod
+metadata: {{namespace: ours, name: host}}
+spec: {{hostNetwork: true, nodeName: one, containers: [{{name: c}}]}}
+status: {{podIP: 192.0.2.2}}
+---
+kind: Pod
+metadata: {{namespace: ours, name: nowhere}}
+spec: {{hostNetwork: true, containers: [{{name: c}}]}}
+status: {{podIP: 192.0.2.4}}
+---
+kind: Pod
+metadata: {{namespace: ours, name: done}}
+spec: {{hostNetwork: true, nodeName: one, containers: [{{name: c}}]}}
+status: {{phase: Succeeded, podIP: 192.0.2.5}}
+---
+kind: Pod
+metadata: {{namespace: ours, name: closed}}
+spec: {{{node_name}containers: [{{name: c}}]}}
+status: {{podIP: {A}}}
+---
+kind: NetworkPolicy
+metadata: {{namespace: ours, name: deny}}
+spec: {{podSelector: {{}}, policyTypes: [Ingress, Egress]}}
+"
+    ));
+    sources
+        .iter()
+        .map(|from| {
+            let packet = written::tcp(from, A, 80);
+            let by_policy = by_policy(&cluster, &packet).ingress.reason;
+            assert_eq!(by_policy, Reason::IsolatedNoRule, "{from}, forwarded");
+            evaluate(&cluster, &packet).ingress.reason
+        })
+        .collect()
+}
+
+const NODES: [&str; 5] = [
+    "192.0.2.1",
+    "192.0.2.2",
+    "192.0.2.3",
+    "192.0.2.4",
+    "192.0.2.5",
+];
+
+#[test]
+fn a_pod_lets_its_own_node_in_and_judges_other_nodes_by_their_address() {
+    let denied = Reason::IsolatedNoRule;
+    assert_eq!(
+        let_in_by_closed_pod("nodeName: one, ", &NODES),
+        [Reason::Node, Reason::Node, denied, denied, denied]
+    );
+}
+
+#[test]
+fn without_node_names_pods_and_host_network_pods_are_on_one_node() {
+    let denied = Reason::IsolatedNoRule;
+    assert_eq!(
+        let_in_by_closed_pod("", &NODES),
+        [denied, denied, denied, Reason::Node, denied]
+    );
+}
+
+#[test]
+fn a_pods_way_to_its_own_node_is_judged_by_policy() {
+    let cluster = written::cluster(&format!(
+        "{PODS}
+---
+kind: Pod
+metadata: {{namespace: theirs, name: host}}
+spec: {{hostNetwork: true, containers: [{{name: c}}]}}
+status: {{podIP: 192.0.2.1}}
+---
+kind: NetworkPolicy
+metadata: {{namespace: ours, name: deny}}
+spec: {{podSelector: {{}}, policyTypes: [Egress]}}
+"
+    ));
+    let decisions = evaluate(&cluster, &written::tcp(A, WORLD, 80));
+    assert_eq!(decisions.egress.reason, Reason::IsolatedNoRule);
 }
 
 proptest! {

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::evaluate::by_policy;
 use crate::model::{Change, Protocol};
 use crate::{random, written};
 
@@ -362,26 +363,45 @@ spec:
 }
 
 #[test]
-fn a_node_as_peer_is_a_suspect_because_no_selector_selects_it() {
+fn a_pods_own_node_is_let_in_by_no_rule_and_its_isolation_is_still_said() {
     let cluster = shop_with(
         "
 kind: Node
 metadata: {name: node-1}
 status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
+",
+    );
+    let packet = written::tcp("192.0.2.1", "10.0.0.2", 8080);
+    let side = explain(&cluster, &packet).ingress;
+    assert_eq!(side.decision.reason, Reason::Node);
+    assert_eq!(side.decision.rule, None);
+    assert_eq!(side.isolated_by.len(), 2);
+    let forwarded = explain_decisions(&cluster, &packet, by_policy(&cluster, &packet)).ingress;
+    assert_eq!(forwarded.decision.reason, Reason::IsolatedNoRule);
+    assert_eq!(forwarded.nearest.len(), 1);
+}
+
+#[test]
+fn another_node_as_peer_is_a_suspect_because_no_selector_selects_it() {
+    let cluster = shop_with(
+        "
+kind: Node
+metadata: {name: node-2}
+status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
 ---
 kind: Pod
 metadata: {namespace: web, name: proxy, labels: {app: case-api}}
-spec: {hostNetwork: true, nodeName: node-1, containers: [{name: c}]}
+spec: {hostNetwork: true, nodeName: node-2, containers: [{name: c}]}
 status: {podIP: 192.0.2.1}
 ",
     );
     let side = explain(&cluster, &written::tcp("192.0.2.1", "10.0.0.2", 8080)).ingress;
-    assert_eq!(side.peer.to_string(), "node:node-1");
+    assert_eq!(side.peer.to_string(), "node:node-2");
     assert_eq!(
         side.suspects,
         [Suspect::HostNetwork {
             address: "192.0.2.1".parse().unwrap(),
-            node: Some(Arc::from("node-1")),
+            node: Some(Arc::from("node-2")),
             pods: vec![ObjectName::new("web", "proxy")],
         }]
     );
@@ -498,12 +518,12 @@ proptest! {
             prop_assert_eq!(side.addition.is_none(), is_allowed);
             let is_isolated = !side.isolated_by.is_empty();
             let reason = side.decision.reason;
-            // A pod reaches itself, isolated or not.
+            // A pod reaches itself and lets its node in, isolated or not.
             let is_expected = matches!(
                 (reason, is_isolated),
                 (Reason::Rule | Reason::IsolatedNoRule, true)
                     | (Reason::NotIsolated, false)
-                    | (Reason::Itself, _)
+                    | (Reason::Itself | Reason::Node, _)
             );
             prop_assert!(is_expected, "{reason} {is_isolated}");
         }

@@ -1,18 +1,20 @@
 //! Who stands in the matrix, with which addresses, ports and rules.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{End, Port, Question};
 use crate::cluster::Cluster;
-use crate::evaluate::isolating;
+use crate::evaluate::{is_node_of, isolating, nodes_at};
 use crate::model::{Direction, Finding, ObjectName, Phase, Pod, Policy, Rule, Severity};
 
 /// An end and what is the same for all its pairs.
 pub(super) struct Side<'a> {
     pub(super) end: End,
     addresses: Vec<IpAddr>,
+    /// The nodes that an address is of; none for a pod's own.
+    nodes: BTreeMap<IpAddr, BTreeSet<&'a str>>,
     /// The pod that policies see behind the end's addresses; none for hostNetwork.
     pub(super) pod: Option<&'a Pod>,
     /// Per direction, the rules of the policies that isolate it; `None` when none does.
@@ -28,10 +30,15 @@ pub(super) struct Numbered<'a> {
 }
 
 impl<'a> Side<'a> {
-    fn new(end: End, addresses: Vec<IpAddr>) -> Self {
+    fn new(cluster: &'a Cluster, end: End, addresses: Vec<IpAddr>) -> Self {
+        let nodes = addresses
+            .iter()
+            .map(|address| (*address, nodes_at(cluster, *address)))
+            .collect();
         Self {
             end,
             addresses,
+            nodes,
             pod: None,
             rules: [None, None],
         }
@@ -63,6 +70,12 @@ impl<'a> Side<'a> {
             let from = self.addresses.iter().find(is_same_family)?;
             Some((*from, *to))
         })
+    }
+
+    /// True when this is the pod's node, at this address of it.
+    pub(super) fn is_node_of(&self, pod: &Pod, address: IpAddr) -> bool {
+        let nodes = self.nodes.get(&address);
+        nodes.is_some_and(|nodes| is_node_of(pod, nodes))
     }
 
     pub(super) fn rules(&self, direction: Direction) -> Option<&[Numbered<'a>]> {
@@ -121,7 +134,7 @@ pub(super) fn sides<'a>(
     };
     let mut sides = pods(cluster, &mut numbering, findings);
     for address in endpoints(cluster, question, findings) {
-        sides.push(Side::new(End::External(address), vec![address]));
+        sides.push(Side::new(cluster, End::External(address), vec![address]));
     }
     (sides, numbering.next)
 }
@@ -138,7 +151,7 @@ fn pods<'a>(
     for pod in pods {
         match addresses_of(cluster, pod) {
             Ok(addresses) => {
-                let mut side = Side::new(End::Pod(Arc::clone(pod)), addresses);
+                let mut side = Side::new(cluster, End::Pod(Arc::clone(pod)), addresses);
                 if !pod.host_network {
                     side.pod = Some(&**pod);
                     side.rules = [Direction::Ingress, Direction::Egress]

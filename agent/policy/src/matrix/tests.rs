@@ -6,8 +6,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::evaluate::{Packet, evaluate};
-use crate::model::{Change, ContainerPort, Labels, Node, ObjectName, Phase, PodUid};
+use crate::model::{Change, ContainerPort, Labels, Node, ObjectName, Phase, PodUid, Policy};
 use crate::random;
+use crate::selector::Selector;
 
 fn pod(name: &str, addresses: &[&str], ports: &[(Protocol, u16)]) -> Pod {
     Pod {
@@ -207,4 +208,55 @@ fn a_host_network_pod_stands_with_its_nodes_address() {
     };
     assert_eq!(out.from_address, "192.0.2.10".parse::<IpAddr>().unwrap());
     assert_eq!(matrix.findings, []);
+}
+
+#[test]
+fn a_pod_lets_in_its_nodes_address_and_host_network_pods_but_not_those_of_other_nodes() {
+    let host = |name: &str, address: &str, node: &str| Pod {
+        host_network: true,
+        node: node.to_owned(),
+        ..pod(name, &[address], &[])
+    };
+    let mut cluster = cluster(&[
+        pod("closed", &["10.0.0.1"], &[]),
+        host("here", "192.0.2.10", "node-1"),
+        host("there", "192.0.2.20", "node-2"),
+    ]);
+    let _touched = cluster.apply(Change::Node(Node {
+        name: Arc::from("node-1"),
+        labels: Labels::new(),
+        addresses: vec!["192.0.2.11".parse().unwrap()],
+        pod_cidrs: vec![],
+    }));
+    let _touched = cluster.apply(Change::Policy(Box::new(Policy {
+        name: ObjectName::new("shop", "deny"),
+        pods: Selector::EVERYTHING,
+        isolates_ingress: true,
+        isolates_egress: false,
+        ingress: vec![],
+        egress: vec![],
+        annotations: Labels::new(),
+    })));
+    let question = Question {
+        ports: vec![http()],
+        endpoints: vec!["192.0.2.11".parse().unwrap(), "192.0.2.12".parse().unwrap()],
+    };
+    let matrix = matrix(&cluster, &question);
+    let is_closed = |row: &&Row| matrix.ends[row.to].to_string() == "shop/closed";
+    let into_closed: Vec<(String, Verdict)> = matrix
+        .rows
+        .iter()
+        .filter(is_closed)
+        .map(|row| (matrix.ends[row.from].to_string(), row.ingress))
+        .collect();
+    let expected = [
+        ("shop/here", Verdict::Allow),
+        ("shop/there", Verdict::Deny),
+        ("192.0.2.11", Verdict::Allow),
+        ("192.0.2.12", Verdict::Deny),
+    ];
+    assert_eq!(
+        into_closed,
+        expected.map(|(from, verdict)| (from.to_owned(), verdict))
+    );
 }
