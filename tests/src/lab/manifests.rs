@@ -53,7 +53,12 @@ pub fn read(directory: &Path) -> Result<Manifests> {
                 manifests.node_addresses.append(&mut node.addresses);
                 continue;
             }
-            _ => {}
+            Change::PodGone(_)
+            | Change::Namespace(_)
+            | Change::NamespaceGone(_)
+            | Change::NodeGone(_)
+            | Change::Policy(_)
+            | Change::PolicyGone(_) => {}
         }
         // What an object touches matters to a running agent only.
         drop(manifests.cluster.apply(change));
