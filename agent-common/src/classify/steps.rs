@@ -9,7 +9,7 @@ use super::{
     tables::FlowEntry as _, tables::FlowTables,
 };
 use crate::address::Address;
-use crate::conntrack::Signal;
+use crate::conntrack::{Signal, State};
 use crate::judge::{judge, peer_of};
 use crate::maps::{
     Config, Connection, Counter, FlowKey, config_flags,
@@ -97,6 +97,9 @@ pub(super) fn known_flow<T: FlowTables>(
     decision: &mut Decision,
 ) -> Reason {
     let connection = known.entry.read();
+    if !flow::comes_as_before(seen, &connection) {
+        return new_flow(tables, seen, config, decision);
+    }
     let peer_revision = tables.peer_revision(connection.peer_bucket);
     let is_current =
         connection.revision == seen.revision && connection.peer_revision == peer_revision;
@@ -150,9 +153,10 @@ fn judge_again<T: FlowTables>(
         report::allowed(tables, seen, decision);
     } else if flags & CUT == 0 {
         // The entry stays as it is, so both sides' packets keep meeting this judgement: without
-        // it, the other side's next segment would open the flow anew in its own direction.
+        // it, the other side's next segment would open the flow anew in its own direction. It is
+        // kept as long as an established one: a forged reset must not shorten that.
         tables.count(Counter::Cut);
-        entry.advance(state, flags | CUT);
+        entry.advance(State::Established.number(), flags | CUT);
     }
     reason
 }
@@ -169,7 +173,7 @@ pub(super) fn new_flow<T: FlowTables>(
     let direction = seen.direction;
     seen.question.about(tables, &seen.flow.flow, direction);
     let mut flags = 0;
-    if let Some((reason, exempt)) = exemption(tables, seen, config) {
+    if let Some((reason, exempt)) = exemption(seen, config) {
         decision.reason = reason;
         flags = exempt;
     } else {
@@ -210,21 +214,20 @@ fn adopt<T: FlowTables>(tables: &T, seen: &Seen, config: &Config, decision: &mut
 
 /// What is allowed whatever policy says, by where it comes from.
 #[inline(always)]
-fn exemption<T: FlowTables>(tables: &T, seen: &Seen, config: &Config) -> Option<(Reason, u16)> {
+fn exemption(seen: &Seen, config: &Config) -> Option<(Reason, u16)> {
     let ingress_ifindex = seen.at.ingress_ifindex;
-    let is_own = ownership::is_own(config, seen.flow.flow.peer);
     match seen.at.hook {
         // The node's forwarding forgets where IPv6 fragments came in when it cuts them again, so
         // those prove nothing; a chain of headers that was not read to its end never gets here.
         Hook::ToPod if ingress_ifindex == 0 && !seen.has_fragment_header => {
             Some((Reason::Node, NODE))
         }
-        // A hairpin through a Service shows the node's address, but came in at the pod itself.
+        // A hairpin through a Service shows the node's address, but came in at the pod itself. The
+        // pod's own address on a packet from elsewhere proves nothing: it is judged like any other.
         Hook::ToPod if ingress_ifindex == seen.at.ifindex => Some((Reason::Itself, ITSELF)),
-        Hook::ToPod if is_own && tables.endpoint(ingress_ifindex).is_none() => {
+        Hook::FromPod if ownership::is_own(config, seen.flow.flow.peer) => {
             Some((Reason::Itself, ITSELF))
         }
-        Hook::FromPod if is_own => Some((Reason::Itself, ITSELF)),
         Hook::ToPod | Hook::FromPod => None,
     }
 }
@@ -259,7 +262,8 @@ fn admit<T: FlowTables>(
         decision.reason = posture(config);
         return;
     }
-    // The node's SYN-ACK answers a connection that the pod has opened: it is not the node's.
+    // The node's SYN-ACK answers a connection that the pod has opened: it is not the node's. What
+    // begins no flow is neither a new connection of its rule nor reported as one.
     if seen.signal.begins_flow() && !(is_by_node && matches!(seen.signal, Signal::Accept)) {
         if !remember(tables, seen, flags, decision) {
             tables.count(Counter::ConnectionRefused);
@@ -269,11 +273,11 @@ fn admit<T: FlowTables>(
         if flags & MID_STREAM != 0 {
             tables.count(Counter::MidStream);
         }
+        if decision.rule != RuleId::NONE && !tables.rule_hit(decision.rule, seen.now) {
+            tables.count(Counter::RuleHitLost);
+        }
+        decision.is_new = true;
     }
-    if decision.rule != RuleId::NONE && !tables.rule_hit(decision.rule, seen.now) {
-        tables.count(Counter::RuleHitLost);
-    }
-    decision.is_new = true;
     report::allowed(tables, seen, decision);
 }
 

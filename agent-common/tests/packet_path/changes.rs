@@ -62,6 +62,22 @@ fn a_policy_change_cuts_at_the_next_packet_from_either_side() {
 }
 
 #[test]
+fn a_forged_reset_does_not_bring_a_cut_flow_back() {
+    const RST: u8 = 4;
+    let mut node = node();
+    let family = families()[0];
+    change_policy(&mut node, [INGRESS_SET, 0]);
+    established(&node, &family);
+    // Out of the window, so the pod's own stack ignores it.
+    assert_eq!(hears(&node, &family, RST), Pass(Reason::Reply));
+    change_policy(&mut node, [CLOSED_SET, 0]);
+    assert_eq!(hears(&node, &family, ACK), Drop(Reason::IsolatedNoRule));
+    node.advance(u64::from(HZ) * 3600);
+    assert_eq!(says(&node, &family, ACK), Drop(Reason::IsolatedNoRule));
+    assert_eq!(hears(&node, &family, ACK), Drop(Reason::IsolatedNoRule));
+}
+
+#[test]
 fn a_cut_flow_is_not_opened_anew_from_the_other_side() {
     // The pod may send anything: its own segments, judged for themselves, would be a new flow.
     let mut node = node();

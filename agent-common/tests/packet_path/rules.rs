@@ -180,7 +180,52 @@ fn a_pod_always_reaches_itself() {
             Drop(Reason::IsolatedNoRule),
             "its address alone does not do"
         );
+        let from_outside = Frame::udp((family.pod, 50_002), (family.pod, 80));
+        assert_eq!(
+            to_pod(&node, UPLINK, &from_outside),
+            Drop(Reason::IsolatedNoRule),
+            "nor does it from outside the node"
+        );
     }
+}
+
+#[test]
+fn a_flow_is_open_only_to_those_who_come_in_where_it_did() {
+    let node = node();
+    for family in families() {
+        // One tuple, as a masquerade may give it to one sender after the other.
+        let shown = Frame::udp((family.node, 50_000), (family.pod, 80));
+        for (first, other) in [(0, UPLINK), (0, NEIGHBOUR.0), (POD.0, UPLINK)] {
+            node.pending.borrow_mut().clear();
+            node.connections.borrow_mut().clear();
+            assert!(matches!(to_pod(&node, first, &shown), Pass(_)));
+            let answer = Frame::udp((family.pod, 80), (family.node, 50_000));
+            assert_eq!(from_pod(&node, &answer), Pass(Reason::Reply));
+            assert_eq!(to_pod(&node, first, &shown), Pass(Reason::Reply));
+            let outcome = to_pod(&node, other, &shown);
+            assert_ne!(outcome, Pass(Reason::Reply), "{first}, then {other}");
+        }
+    }
+}
+
+#[test]
+fn what_begins_no_flow_is_no_new_connection_of_its_rule() {
+    let mut node = node();
+    let [v4, _] = families();
+    let everything = PortFunction {
+        verdict: agent_common::maps::ALLOW,
+        rule: 7,
+        ..PortFunction::default()
+    };
+    let key = VerdictKey {
+        set: INGRESS_SET,
+        class: 0,
+    };
+    node.policy.verdicts.insert(key, everything);
+    let unreachable = Frame::icmp(v4.stranger, v4.pod, 3, 3, 0);
+    assert_eq!(to_pod(&node, UPLINK, &unreachable), Pass(Reason::Rule));
+    assert!(node.rule_hits.borrow().is_empty());
+    assert!(node.take_events().is_empty());
 }
 
 #[test]

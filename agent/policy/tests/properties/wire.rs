@@ -74,10 +74,16 @@ impl Node {
                         [(Hook::FromPod, *local, peer), (Hook::ToPod, peer, *local)]
                     {
                         let frame = opening(from, to, protocol, port);
+                        // Only what came in at the pod itself is the pod's own, whatever its address.
+                        let ingress_ifindex = if pod.addresses.contains(&peer) {
+                            *ifindex
+                        } else {
+                            UPLINK
+                        };
                         let at = Arrival {
                             hook,
                             ifindex: *ifindex,
-                            ingress_ifindex: UPLINK,
+                            ingress_ifindex,
                         };
                         let outcome = machine.classify(at, &frame.bytes());
                         let wanted = evaluate::judge(
