@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 
 use netlink::{Link, Messages};
-use netns::Netns;
+use netns::{Listed, Netns};
 
 /// Sightings under way to the reconciler; a full channel stops the looking, nothing else.
 const SIGHTINGS: usize = 4;
@@ -56,7 +56,7 @@ pub struct Interface {
     pub name: String,
     /// Addresses of the other end, link-local IPv6 ones left out, sorted.
     pub addresses: Vec<IpAddr>,
-    /// The network namespace's file.
+    /// The network namespace's file; empty while none is seen that it leads to.
     pub netns: PathBuf,
 }
 
@@ -78,6 +78,9 @@ pub struct Unreachable {
 pub struct Sighting {
     /// Interfaces that lead into namespaces, by index.
     pub interfaces: BTreeMap<IfIndex, Interface>,
+    /// Names of all links of the node: only what is not among them is gone, whatever can be seen
+    /// of namespaces.
+    pub links: BTreeMap<IfIndex, String>,
     /// Indexes that vanished since the last sighting, also when an interface has the index again.
     pub vanished: BTreeSet<IfIndex>,
     /// Addresses that no interface of the node leads to.
@@ -105,7 +108,9 @@ pub fn watch(netns_dir: &Path) -> io::Result<ReceiverStream<Sighting>> {
         home: Netns::own()?,
         directory: netns_dir.to_owned(),
         known: BTreeMap::new(),
+        links: BTreeMap::new(),
         unreachable: None,
+        failing: None,
         messages,
         files: FileSigns::default(),
         unmounted_looks: 0,
@@ -121,6 +126,10 @@ struct Watch {
     home: Netns,
     directory: PathBuf,
     known: BTreeMap<IfIndex, Interface>,
+    /// As last told.
+    links: BTreeMap<IfIndex, String>,
+    /// Why the last look failed, so that it is said once.
+    failing: Option<String>,
     /// As last told; `None` before the first sighting.
     unreachable: Option<Vec<Unreachable>>,
     messages: Messages,
@@ -137,14 +146,13 @@ impl Watch {
             self.files.attach(&self.directory);
             match self.look(noticed).await {
                 Ok(Some(sighting)) => {
+                    self.failing = None;
                     if sightings.send(sighting).await.is_err() {
                         return;
                     }
                 }
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::warn!(%error, "interfaces cannot be listed; endpoints stay as they are");
-                }
+                Ok(None) => self.failing = None,
+                Err(error) => self.fail(&error),
             }
             // At most half of the time is spent looking, however fast things come and go.
             tokio::time::sleep(began.elapsed()).await;
@@ -159,6 +167,18 @@ impl Watch {
                 }
             }
         }
+    }
+
+    fn fail(&mut self, error: &io::Error) {
+        let error = error.to_string();
+        if self.failing.as_ref() != Some(&error) {
+            tracing::warn!(
+                error,
+                netns = %self.directory.display(),
+                "interfaces cannot be listed; endpoints stay as they are"
+            );
+        }
+        self.failing = Some(error);
     }
 
     /// How long to wait for a sign before the next look.
@@ -186,10 +206,12 @@ impl Watch {
 
     /// One look; a sighting when it differs from the last.
     async fn look(&mut self, noticed: Instant) -> io::Result<Option<Sighting>> {
-        let vanished = self.messages.take_vanished();
         let host = netlink::links().await?;
-        let mut seen = self.look_inside(&host).await;
+        let listed = netns::list(&self.directory, &self.home)?;
+        let mut seen = self.look_inside(listed, &host).await;
         self.home.enter()?;
+        // Only now: a look that fails leaves them to the next.
+        let vanished = self.messages.take_vanished();
 
         // The namespace's file may go before the pod does, and a namespace may be unreadable for a
         // moment: an interface that was ours is, until it goes.
@@ -203,16 +225,24 @@ impl Watch {
         seen.unreachable
             .sort_by(|a, b| (&a.netns, &a.interface).cmp(&(&b.netns, &b.interface)));
 
+        let links = host.into_iter();
+        let links: BTreeMap<IfIndex, String> = links
+            .map(|(index, link)| (IfIndex(index), link.name))
+            .collect();
+
         let is_news = self.unreachable.as_ref() != Some(&seen.unreachable)
             || before != interfaces
+            || self.links != links
             || !vanished.is_empty();
         self.known = interfaces;
+        self.links = links;
         if !is_news {
             return Ok(None);
         }
         self.unreachable = Some(seen.unreachable.clone());
         Ok(Some(Sighting {
             interfaces: self.known.clone(),
+            links: self.links.clone(),
             vanished,
             unreachable: seen.unreachable,
             noticed,
@@ -220,9 +250,8 @@ impl Watch {
     }
 
     /// Enters every namespace in turn. The thread ends up in the last one.
-    async fn look_inside(&mut self, host: &BTreeMap<u32, Link>) -> Seen {
+    async fn look_inside(&mut self, listed: Listed, host: &BTreeMap<u32, Link>) -> Seen {
         let mut seen = Seen::default();
-        let listed = netns::list(&self.directory, &self.home);
         self.unmounted_looks = if listed.has_unmounted {
             self.unmounted_looks.saturating_sub(1)
         } else {

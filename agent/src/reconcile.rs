@@ -7,7 +7,9 @@
 //! - interfaces that come later get their programs at once and are closed until their rows are in,
 //!   a few milliseconds; one whose pod is not known yet is left alone until it is;
 //! - programs of an earlier agent stay in force, their rows are replaced by one plan;
-//! - an interface whose pod object goes is unpublished and left to the posture until it goes too.
+//! - an interface that is a pod's is until it goes, by the node's list of links: no object that
+//!   goes and no namespace that cannot be seen takes anything out of force. Only after a restart
+//!   without its object is nothing known to publish, and the posture decides.
 
 mod attaching;
 mod findings;
@@ -112,7 +114,7 @@ pub enum EndpointState {
     Pending,
     /// Rows are in, programs attached.
     Enforced,
-    /// Its pod object went while the interface stayed: the posture decides.
+    /// Its pod object went while the interface stayed: what was in force stays until it goes.
     Orphaned,
     /// The programs could not be attached; tried again.
     Failed {

@@ -81,6 +81,26 @@ impl Pair {
         pair
     }
 
+    /// With a third pod, which the policy names nowhere.
+    fn with_stranger() -> Self {
+        let mut pair = Self::new();
+        let other = ["10.1.0.3", "fd00:1::3"];
+        pair.lab.add_pod("shop/other", &other.map(address)).unwrap();
+        pair.lab
+            .write_manifest("other.yaml", &pod("other", "app: other", &other))
+            .unwrap();
+        pair.wait("shop/other", "shop/api", true);
+        pair
+    }
+
+    /// An agent with further options that enforces what it found.
+    fn restarted(&self, options: &[&str]) -> Agent {
+        let options: Vec<_> = options.iter().map(Into::into).collect();
+        let mut agent = Agent::spawn(&self.lab.manifests(), &options).unwrap();
+        agent.wait_ready().unwrap();
+        agent
+    }
+
     fn start_agent(&mut self) {
         self.agent = Some(Agent::spawn(&self.lab.manifests(), &[]).unwrap());
     }
@@ -104,6 +124,19 @@ impl Pair {
         })
         .unwrap();
     }
+}
+
+/// Waits until the status says so of a pod's endpoint.
+fn wait_for_note(pod: &str, note: &str) {
+    wait_until(note, APPLIED_WITHIN, || {
+        let status: Status = ask("/v1/status")?;
+        let mut of_pod = status.endpoints.iter().filter(|each| each.pod == pod);
+        if of_pod.any(|each| each.note.as_ref().is_some_and(|said| said.contains(note))) {
+            return Ok(());
+        }
+        bail!("{:?}, the agent said:\n{}", status.endpoints, log())
+    })
+    .unwrap();
 }
 
 fn serve(lab: &Lab, name: &str) -> Servers {
@@ -202,22 +235,59 @@ fn an_address_that_is_used_again_does_not_bring_the_old_pods_rights() {
 }
 
 #[test]
-fn a_pod_whose_object_goes_is_closed_until_it_is_known_again() {
-    let mut pair = Pair::new();
+fn a_pod_whose_object_goes_keeps_its_policy_until_its_interface_goes() {
+    let mut pair = Pair::with_stranger();
+    pair.lab.write_manifest("policy.yaml", POLICY).unwrap();
     pair.start_agent();
-    // Without this the first object could go before the agent has seen it at all.
-    pair.lab
-        .write_manifest("policy.yaml", &POLICY.replace("app: web", "app: other"))
-        .unwrap();
-    pair.wait("shop/web", "shop/api", false);
-    pair.lab.remove_manifest("policy.yaml").unwrap();
-    pair.wait("shop/web", "shop/api", true);
+    pair.wait("shop/other", "shop/api", false);
     pair.lab.remove_manifest("api.yaml").unwrap();
+    wait_for_note("api", "its pod object is gone");
+    pair.wait("shop/web", "shop/api", true);
+    pair.wait("shop/other", "shop/api", false);
+    // Policy is followed still.
+    let closed = POLICY.replace("app: web", "app: nobody");
+    pair.lab.write_manifest("policy.yaml", &closed).unwrap();
     pair.wait("shop/web", "shop/api", false);
     pair.lab
         .write_manifest("api.yaml", &pod("api", "app: api", &API))
         .unwrap();
+    pair.lab.write_manifest("policy.yaml", POLICY).unwrap();
     pair.wait("shop/web", "shop/api", true);
+    pair.lab.remove_manifest("api.yaml").unwrap();
+    wait_for_note("api", "its pod object is gone");
+    pair.lab.remove_pod("shop/api").unwrap();
+    wait_until("the endpoint to go", APPLIED_WITHIN, || {
+        let status: Status = ask("/v1/status")?;
+        if status
+            .endpoints
+            .iter()
+            .all(|each| !each.pod.contains("api"))
+        {
+            return Ok(());
+        }
+        bail!("{:?}, the agent said:\n{}", status.endpoints, log())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_restart_that_sees_no_namespaces_leaves_running_pods_as_they_were() {
+    let mut pair = Pair::with_stranger();
+    pair.lab.write_manifest("policy.yaml", POLICY).unwrap();
+    pair.start_agent();
+    pair.wait("shop/other", "shop/api", false);
+    pair.agent.take().unwrap().kill().unwrap();
+    let empty = "/run/lab/no-namespaces";
+    std::fs::create_dir(empty).unwrap();
+    pair.agent = Some(pair.restarted(&["--netns", empty]));
+    let status: Status = ask("/v1/status").unwrap();
+    assert_eq!(status.endpoints.len(), 3, "{:?}", status.endpoints);
+    pair.wait("shop/web", "shop/api", true);
+    pair.wait("shop/other", "shop/api", false);
+    // Followed still, not only left.
+    let closed = POLICY.replace("app: web", "app: nobody");
+    pair.lab.write_manifest("policy.yaml", &closed).unwrap();
+    pair.wait("shop/web", "shop/api", false);
 }
 
 #[test]

@@ -67,13 +67,17 @@ pub(super) struct Listed {
     pub(super) has_unmounted: bool,
 }
 
-/// Lists a directory; one that is not there has no namespaces.
-pub(super) fn list(directory: &Path, home: &Netns) -> Listed {
+/// Lists a directory; one that is not there has no namespaces: the first pod makes it.
+pub(super) fn list(directory: &Path, home: &Netns) -> io::Result<Listed> {
     let mut listed = Listed::default();
-    let Ok(entries) = std::fs::read_dir(directory) else {
-        return listed;
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(listed),
+        entries => entries?,
     };
-    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    let paths: io::Result<Vec<PathBuf>> = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect();
+    let mut paths = paths?;
     paths.sort();
     let mut seen = HashSet::from([home.id]);
     for path in paths {
@@ -83,5 +87,20 @@ pub(super) fn list(directory: &Path, home: &Netns) -> Listed {
             Err(_) => listed.has_unmounted = true,
         }
     }
-    listed
+    Ok(listed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_is_not_there_is_empty_and_one_that_cannot_be_read_is_an_error() {
+        let home = Netns::own().unwrap();
+        let absent = std::env::temp_dir().join(format!("picket-netns-{}", std::process::id()));
+        assert!(list(&absent, &home).unwrap().namespaces.is_empty());
+        // No directory, so it cannot be listed, not even by root.
+        let error = list(Path::new("/proc/self/status"), &home).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotADirectory);
+    }
 }

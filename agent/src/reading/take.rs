@@ -187,7 +187,11 @@ fn endpoint(
         EndpointState::Pending => (dto::EndpointState::Pending, None),
         EndpointState::Enforced => (dto::EndpointState::Programmed, None),
         EndpointState::Orphaned => {
-            let note = "its pod object is gone while the interface stays: the posture decides";
+            let note = if status.is_some_and(|status| status.slot != 0) {
+                "its pod object is gone while the interface stays: its policy stays in force"
+            } else {
+                "its pod object is gone while the interface stays: the posture decides"
+            };
             (dto::EndpointState::Failed, Some(note.to_owned()))
         }
         EndpointState::Failed { error } => (dto::EndpointState::Failed, Some(error.clone())),

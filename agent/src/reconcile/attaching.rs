@@ -22,6 +22,14 @@ impl Reconciler {
         is_new: bool,
     ) {
         let ifindex = interface.ifindex;
+        if interface.netns.as_os_str().is_empty() {
+            warn!(
+                interface = %interface.name,
+                %pod,
+                netns = %self.config.netns.display(),
+                "no network namespace shows the pod's interface; its policy stays until it goes"
+            );
+        }
         if is_new {
             // Closed until its rows are in: nothing is published for it yet.
             self.attach(ifindex, &interface.name);
@@ -59,8 +67,8 @@ impl Reconciler {
         );
     }
 
+    /// What is in force stays: the object is not what sends and receives.
     pub(super) fn orphan(&mut self, ifindex: IfIndex) {
-        self.engine.detach(ifindex.0);
         if !self.endpoints.contains_key(&ifindex)
             && let (Some(interface), Some((uid, pod))) =
                 (self.locals.interface(ifindex), self.left.get(&ifindex))
@@ -71,6 +79,17 @@ impl Reconciler {
                 pod: pod.clone(),
                 state: EndpointState::Orphaned,
             };
+            // Claimed, because what an earlier agent published and nobody claims is withdrawn.
+            self.engine.attach(LocalEndpoint {
+                uid: uid.clone(),
+                ifindex: ifindex.0,
+                addresses: Vec::new(),
+                attached: self.attached.get(&ifindex).copied().unwrap_or_default(),
+                fails_open: self.config.posture == Posture::Open,
+            });
+            if !self.attached.contains_key(&ifindex) {
+                self.unattached.insert(ifindex);
+            }
             self.endpoints.insert(ifindex, endpoint);
         }
         if let Some(endpoint) = self.endpoints.get_mut(&ifindex) {
@@ -78,8 +97,7 @@ impl Reconciler {
             warn!(
                 interface = %endpoint.interface.name,
                 pod = %endpoint.pod,
-                posture = self.config.posture.as_label(),
-                "the pod's object is gone and its interface is not: the posture decides until it goes"
+                "the pod's object is gone and its interface is not; what is in force is in the status"
             );
         }
     }

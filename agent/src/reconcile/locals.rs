@@ -1,11 +1,13 @@
 //! Which pod is behind which interface: interfaces that were seen, joined with the pods that own
 //! their addresses. Pure: says what has to be done, does nothing.
 //!
-//! An interface keeps its pod until it goes or the pod's object goes: an address that the pod puts
-//! on it later changes nothing. Interfaces of unknown owners are left alone.
+//! An interface keeps its pod until it goes or another pod takes it over: neither an address that
+//! the pod puts on it, nor a namespace that cannot be seen, nor an object that goes changes
+//! anything. Interfaces of unknown owners are left alone.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use agent_policy::cluster::{Cluster, Touched};
 use agent_policy::model::{ObjectName, Phase, Pod, PodUid};
@@ -27,7 +29,7 @@ pub(super) enum Decision {
         /// It came after the first complete list: closed until its rows are in.
         is_new: bool,
     },
-    /// It was a pod's whose object went: nothing is published for it, the posture decides.
+    /// It is a pod's whose object went: what is in force for it stays.
     Orphan(IfIndex),
     /// It went.
     Remove(IfIndex),
@@ -67,7 +69,8 @@ impl Locals {
     }
 
     /// Interfaces that an earlier agent's programs are on, with whose they were. They count as
-    /// seen already, so that those whose pod is gone end as orphans.
+    /// seen already, so that those whose pod is gone end as orphans, and none is taken off while
+    /// its link is there.
     pub(super) fn take_up(&mut self, ifindex: IfIndex, uid: PodUid) {
         self.owners.insert(
             ifindex,
@@ -92,8 +95,13 @@ impl Locals {
             .copied()
             .collect();
         for ifindex in known {
-            if !sighting.interfaces.contains_key(&ifindex) {
-                self.forget(ifindex);
+            if sighting.interfaces.contains_key(&ifindex) {
+                continue;
+            }
+            // No namespace shows it, which says nothing of the link and of who sends through it.
+            match sighting.links.get(&ifindex) {
+                Some(name) if self.owners.contains_key(&ifindex) => self.keep(ifindex, name),
+                Some(_) | None => self.forget(ifindex),
             }
         }
         for (ifindex, interface) in sighting.interfaces {
@@ -127,6 +135,12 @@ impl Locals {
         }
         let owned = touched.pods.iter().filter_map(|uid| self.by_owner.get(uid));
         self.dirty.extend(owned);
+        // An orphan's object may come back.
+        let orphans = self.owners.iter();
+        let orphans = orphans
+            .filter(|(_, owner)| owner.is_orphaned && touched.pods.contains(&owner.uid))
+            .map(|(ifindex, _)| *ifindex);
+        self.dirty.extend(orphans);
     }
 
     /// What has to be done since this was last asked: removals first, so that a pod whose interface
@@ -183,7 +197,7 @@ impl Locals {
         cluster: &'a Cluster,
     ) -> Option<&'a Pod> {
         let kept = current
-            .filter(|owner| !owner.is_orphaned)
+            .filter(|owner| !owner.is_orphaned || !self.by_owner.contains_key(&owner.uid))
             .and_then(|owner| cluster.pod(&owner.uid))
             .map(AsRef::as_ref)
             .filter(|pod| self.is_local(pod));
@@ -222,6 +236,19 @@ impl Locals {
             });
             self.dirty.extend(others.map(|other| other.ifindex));
         }
+    }
+
+    /// An owned interface that no namespace shows stays as it was last seen.
+    fn keep(&mut self, ifindex: IfIndex, name: &str) {
+        self.interfaces.entry(ifindex).or_insert_with(|| {
+            self.dirty.insert(ifindex);
+            Interface {
+                ifindex,
+                name: name.to_owned(),
+                addresses: Vec::new(),
+                netns: PathBuf::new(),
+            }
+        });
     }
 
     fn forget(&mut self, ifindex: IfIndex) {
@@ -329,6 +356,21 @@ mod tests {
             self.see_vanish(interfaces, &[])
         }
 
+        /// Nothing is seen inside namespaces, while these links are there.
+        fn see_only_links(&mut self, links: &[u32]) -> Vec<String> {
+            let links = links
+                .iter()
+                .map(|index| (IfIndex(*index), format!("veth{index}")));
+            self.locals.sight(Sighting {
+                interfaces: BTreeMap::new(),
+                links: links.collect(),
+                vanished: BTreeSet::new(),
+                unreachable: Vec::new(),
+                noticed: Instant::now(),
+            });
+            self.decide()
+        }
+
         fn see_vanish(&mut self, interfaces: &[(u32, &[&str])], gone: &[u32]) -> Vec<String> {
             let interface = |(index, addresses): &(u32, &[&str])| Interface {
                 ifindex: IfIndex(*index),
@@ -336,9 +378,16 @@ mod tests {
                 addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
                 netns: "/run/netns/x".into(),
             };
-            let interfaces = interfaces.iter().map(interface);
+            let interfaces: Vec<Interface> = interfaces.iter().map(interface).collect();
+            let links = interfaces.iter();
             self.locals.sight(Sighting {
-                interfaces: interfaces.map(|all| (all.ifindex, all)).collect(),
+                links: links
+                    .map(|each| (each.ifindex, each.name.clone()))
+                    .collect(),
+                interfaces: interfaces
+                    .into_iter()
+                    .map(|each| (each.ifindex, each))
+                    .collect(),
                 vanished: gone.iter().map(|index| IfIndex(*index)).collect(),
                 unreachable: Vec::new(),
                 noticed: Instant::now(),
@@ -490,6 +539,31 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_agent_left_is_kept_while_its_link_is_there_whatever_is_seen() {
+        let mut join = Join::new(None);
+        join.add(pod("a", "10.0.0.1", ""));
+        for (index, uid) in [(7, "a"), (8, "gone"), (9, "b")] {
+            join.locals.take_up(IfIndex(index), PodUid(uid.into()));
+        }
+        assert_eq!(
+            join.see_only_links(&[1, 7, 8]),
+            ["9 removed", "7 is a", "8 orphaned"]
+        );
+        // Seen after all: it is not new, so nothing is closed.
+        assert_eq!(join.see(&[(7, &["10.0.0.1"])]), ["8 removed", "7 is a"]);
+        assert!(join.see_only_links(&[1, 7]).is_empty());
+        assert_eq!(join.see_only_links(&[1]), ["7 removed"]);
+    }
+
+    #[test]
+    fn an_orphans_object_that_comes_back_finds_its_interface_by_identity() {
+        let mut join = Join::new(None);
+        join.locals.take_up(IfIndex(7), PodUid("a".into()));
+        assert_eq!(join.see_only_links(&[7]), ["7 orphaned"]);
+        assert_eq!(join.add(pod("a", "10.0.0.1", "")), ["7 is a"]);
+    }
+
+    #[test]
     fn a_pod_that_is_reachable_by_macvlan_only_is_reported() {
         let mut join = Join::new(None);
         join.add(pod("a", "10.0.0.1", ""));
@@ -501,6 +575,7 @@ mod tests {
         };
         join.locals.sight(Sighting {
             interfaces: BTreeMap::new(),
+            links: BTreeMap::new(),
             vanished: BTreeSet::new(),
             unreachable: vec![place],
             noticed: Instant::now(),
