@@ -79,7 +79,8 @@ impl Reconciler {
                 pod: pod.clone(),
                 state: EndpointState::Orphaned,
             };
-            // Claimed, because what an earlier agent published and nobody claims is withdrawn.
+            // Claimed, so that the engine knows whose it is when the object comes back. Until then,
+            // after a restart, its row is withdrawn and the posture decides.
             self.engine.attach(LocalEndpoint {
                 uid: uid.clone(),
                 ifindex: ifindex.0,

@@ -39,6 +39,8 @@ const ROUNDS: usize = 100;
 /// Runs in one sample of a repeated packet, and in one of packets that differ.
 const REPEATS: u32 = 2_000;
 const SINGLES: u32 = 256;
+/// Loads of the maps that each figure is the best of.
+const LOADS: usize = 4;
 /// Established packets may not cost more than this times their least with growing policy.
 const GROWTH: f64 = 1.1;
 
@@ -55,15 +57,16 @@ fn main() -> Result<()> {
     let mut established = Vec::new();
     for rules in RULES {
         for peers in PEERS {
-            // Where maps happen to lie makes up to a sixth of difference: the better of two loads.
-            let one = series(&mut floor, rules, peers)?;
-            let other = series(&mut floor, rules, peers)?;
+            // Where maps happen to lie makes up to a sixth of difference: the best of some loads.
             let known = |series: &(f64, f64, [f64; 3])| series.2[0] / series.1;
-            let (parse, least, ours) = if known(&one) < known(&other) {
-                one
-            } else {
-                other
-            };
+            let mut best = series(&mut floor, rules, peers)?;
+            for _ in 1..LOADS {
+                let other = series(&mut floor, rules, peers)?;
+                if known(&other) < known(&best) {
+                    best = other;
+                }
+            }
+            let (parse, least, ours) = best;
             if established.is_empty() {
                 println!("parse {parse:.0}, floor (parse + array + LRU + counter) {least:.0}");
                 println!(
