@@ -21,7 +21,7 @@ const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 pub(crate) struct Pins {
     root: PathBuf,
     /// The lock is on the directory itself, so it holds wherever that is mounted.
-    _held: File,
+    held: File,
 }
 
 impl Pins {
@@ -56,7 +56,7 @@ impl Pins {
         })?;
         Ok(Self {
             root: root.to_owned(),
-            _held: held,
+            held,
         })
     }
 
@@ -78,6 +78,16 @@ impl Pins {
     /// Where qdiscs that we made are remembered.
     pub(crate) fn clsact(&self) -> PathBuf {
         self.directory().join("clsact")
+    }
+}
+
+impl Drop for Pins {
+    /// Lets go at once. Closing alone would not: a child that is just being started shares the
+    /// open directory until it executes its program.
+    fn drop(&mut self) {
+        if let Err(error) = flock(self.held.as_fd(), FlockOperation::Unlock) {
+            tracing::debug!(%error, "unlocking the pin directory; closing it does that, too");
+        }
     }
 }
 
