@@ -54,7 +54,7 @@ pub struct Interface {
     pub ifindex: IfIndex,
     /// Name on the host side.
     pub name: String,
-    /// Addresses of the other end, link-local IPv6 ones left out, sorted.
+    /// Addresses of the other end, link-local IPv6 ones left out, sorted; none at first.
     pub addresses: Vec<IpAddr>,
     /// The network namespace's file; empty while none is seen that it leads to.
     pub netns: PathBuf,
@@ -289,13 +289,17 @@ impl Seen {
             addresses: link.addresses.clone(),
             why,
         };
+        let has_addresses = !link.addresses.is_empty();
         if link.link.kind != "veth" {
             let kind = match &*link.link.kind {
                 "" => "physical",
                 kind => kind,
             };
             let why = format!("a {kind} interface; only veth pairs are enforced");
-            return self.unreachable.push(unreachable(why));
+            if has_addresses {
+                self.unreachable.push(unreachable(why));
+            }
+            return;
         }
         let peer = link.peer.filter(|_| link.leads_home);
         match peer.and_then(|index| Some((index, host.get(&index)?))) {
@@ -311,9 +315,10 @@ impl Seen {
                     },
                 );
             }
-            None => self.unreachable.push(unreachable(
+            None if has_addresses => self.unreachable.push(unreachable(
                 "a veth whose other end is not in the node's namespace".to_owned(),
             )),
+            None => {}
         }
     }
 }

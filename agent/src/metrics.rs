@@ -313,6 +313,12 @@ impl Moment {
         }
         *states.entry(EndpointState::Failed.as_label()).or_default() +=
             self.reading.unenforced.len();
+        *states.entry(EndpointState::Pending.as_label()).or_default() += self
+            .reading
+            .unclaimed
+            .iter()
+            .filter(|each| each.enclosed)
+            .count();
         encoder.gauge(
             "picket_endpoints",
             "Pods on this node by how far their policy is in force; failed ones are not enforced as they should be",

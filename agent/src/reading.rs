@@ -58,6 +58,8 @@ pub struct Reading {
     pub endpoints: Vec<dto::Endpoint>,
     /// Local pods that cannot be enforced.
     pub unenforced: Vec<dto::Unenforced>,
+    /// Interfaces whose pod no object states.
+    pub unclaimed: Vec<dto::Unclaimed>,
     /// Pods of this node that share its network.
     pub host_network: usize,
     /// Findings of manifests.
@@ -111,6 +113,7 @@ impl Reading {
             namespaces: self.namespaces,
             endpoints: self.endpoints,
             unenforced: self.unenforced,
+            unclaimed: self.unclaimed,
             findings: self.findings,
             maps: self.maps,
             last_apply: self.plans.last.and_then(|last| {

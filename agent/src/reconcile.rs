@@ -4,8 +4,8 @@
 //! or attached, so a start can neither open nor close anything by half-knowledge. Then:
 //!
 //! - interfaces that are there get their rows first, their programs when the rows are in;
-//! - interfaces that come later get their programs at once and are closed until their rows are in,
-//!   a few milliseconds; one whose pod is not known yet is left alone until it is;
+//! - interfaces that come later get their programs at once and are closed until their rows are in:
+//!   a few milliseconds, or until their pod is known;
 //! - programs of an earlier agent stay in force, their rows are replaced by one plan;
 //! - an interface that is a pod's is until it goes, by the node's list of links: no object that
 //!   goes and no namespace that cannot be seen takes anything out of force. Only after a restart
@@ -79,6 +79,8 @@ pub struct View<'a> {
     pub endpoints: &'a BTreeMap<IfIndex, Endpoint>,
     /// Pods that are here but cannot be enforced.
     pub unenforced: &'a [Unenforced],
+    /// Interfaces whose pod is not known.
+    pub unclaimed: &'a [Unclaimed],
     /// Everything wrong with objects and files now.
     pub findings: &'a [Reported],
     /// What applying plans took and how it went.
@@ -121,6 +123,16 @@ pub enum EndpointState {
         /// Why.
         error: String,
     },
+}
+
+/// An interface into a network namespace whose pod no object states.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Unclaimed {
+    /// The interface.
+    pub interface: Interface,
+    /// It came after the first look: our programs are on it, and the posture decides. Otherwise it
+    /// is left alone.
+    pub is_enclosed: bool,
 }
 
 /// A local pod that is not enforced.

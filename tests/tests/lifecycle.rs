@@ -7,7 +7,7 @@ use std::time::Duration;
 use agent::dto::Status;
 use agent_policy::model::Protocol;
 use anyhow::Result;
-use tests::lab::agent::ask;
+use tests::lab::agent::{Agent, ask};
 use tests::lab::stage::{Stage, policy};
 use tests::lab::wait_until;
 use tests::probe::{self, Patience, Probe, Server, Servers};
@@ -261,6 +261,57 @@ fn malformed_file_keeps_its_last_good_content_in_force_and_is_reported() -> Resu
         [],
         "and no longer reported"
     );
+    Ok(())
+}
+
+/// Who nobody knows yet, as a server and as a client, with an agent that has this posture.
+fn stranger_under(posture: &str) -> Result<(bool, bool)> {
+    let mut stage = Stage::without_agent(&cluster("trusted", "client"))?;
+    // Here before the agent: installing closes nothing.
+    stage.lab.add_pod("clients/old", &["10.2.0.8".parse()?])?;
+    let manifests = stage.lab.manifests();
+    let mut agent = Agent::spawn(&manifests, &["--posture".into(), posture.into()])?;
+    agent.wait_ready()?;
+    stage.agent = Some(agent);
+    let _servers = serve(&stage, "servers/server")?;
+    let _old = serve(&stage, "clients/old")?;
+    stage.settle()?;
+    assert!(reaches(&stage, "clients/old", "servers/server")?, "as ever");
+    assert!(reaches(&stage, "servers/server", "clients/old")?, "as ever");
+
+    stage.lab.add_pod("clients/early", &["10.2.0.9".parse()?])?;
+    wait_until(
+        "the interface to be noticed",
+        Duration::from_secs(10),
+        || {
+            let unclaimed = ask::<Status>("/v1/status")?.unclaimed;
+            let early = unclaimed.iter().find(|each| each.addresses == ["10.2.0.9"]);
+            anyhow::ensure!(early.is_some_and(|each| each.enclosed), "{unclaimed:?}");
+            Ok(())
+        },
+    )?;
+    let _early = serve(&stage, "clients/early")?;
+    let before = (
+        reaches(&stage, "servers/server", "clients/early")?,
+        reaches(&stage, "clients/early", "servers/server")?,
+    );
+
+    stage.apply("early.yaml", &pod("clients", "early", "10.2.0.9", ""))?;
+    known(&stage, "clients/early")?;
+    assert!(reaches(&stage, "clients/early", "servers/server")?, "known");
+    assert!(reaches(&stage, "servers/server", "clients/early")?, "known");
+    Ok(before)
+}
+
+#[test]
+fn pod_that_comes_is_closed_until_its_object_is_known() -> Result<()> {
+    assert_eq!(stranger_under("closed")?, (false, false));
+    Ok(())
+}
+
+#[test]
+fn pod_that_comes_under_the_open_posture_is_open_until_its_object_is_known() -> Result<()> {
+    assert_eq!(stranger_under("open")?, (true, true));
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use super::Outcome;
 use super::client::Socket;
 use super::explain::seconds_since;
 use super::output::{self, Cell, Column, Format, Paint, Table, Terminal, age, counted, grouped};
-use crate::dto::{DirectionWord, Endpoint, EndpointState, MapFill, Status};
+use crate::dto::{DirectionWord, Endpoint, EndpointState, MapFill, Status, Unclaimed};
 
 /// Is policy enforced on this node? Pods, isolation, drops, findings, maps
 #[derive(Debug, clap::Args)]
@@ -239,6 +239,21 @@ fn fill_line(status: &Status) -> String {
     format!("{fullest} · {lost}")
 }
 
+fn unclaimed_line(unclaimed: &Unclaimed) -> String {
+    let fate = match (unclaimed.enclosed, unclaimed.open) {
+        (true, false) => "it is closed until one does",
+        (true, true) => "it is open until one does",
+        (false, _) => "it was here before the agent and stays open until one does",
+    };
+    let mut place = unclaimed.addresses.clone();
+    place.extend(unclaimed.netns.clone());
+    format!(
+        "interface {} ({}): no object states its pod; {fate}",
+        unclaimed.interface,
+        place.join(", ")
+    )
+}
+
 /// What someone has to look at, one `!` line each.
 fn write_warnings(out: &mut impl Write, terminal: &Terminal, status: &Status) -> io::Result<()> {
     let mut lines: Vec<(Paint, String)> = Vec::new();
@@ -247,6 +262,9 @@ fn write_warnings(out: &mut impl Write, terminal: &Terminal, status: &Status) ->
             Paint::Deny,
             format!("{} is not enforced: {}", unenforced.pod, unenforced.message),
         ));
+    }
+    for unclaimed in &status.unclaimed {
+        lines.push((Paint::Audit, unclaimed_line(unclaimed)));
     }
     for endpoint in &status.endpoints {
         if let Some(note) = &endpoint.note {
@@ -358,6 +376,7 @@ mod tests {
                 ],
             }],
             unenforced: Vec::new(),
+            unclaimed: Vec::new(),
             findings: Vec::new(),
             maps: vec![MapFill {
                 name: "verdicts".to_owned(),

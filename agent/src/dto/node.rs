@@ -136,6 +136,25 @@ pub struct Unenforced {
     pub message: String,
 }
 
+/// An interface that leads to a pod no object states.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Unclaimed {
+    /// The host-side interface.
+    pub interface: String,
+    /// The network namespace's file.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub netns: Option<String>,
+    /// Addresses at its other end.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub addresses: Vec<String>,
+    /// It came after the agent did, so the posture decides about its packets; otherwise it is left
+    /// as it was.
+    pub enclosed: bool,
+    /// Its packets pass.
+    pub open: bool,
+}
+
 /// The latest change that reached the kernel.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -171,6 +190,9 @@ pub struct Status {
     /// Local pods that cannot be enforced.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub unenforced: Vec<Unenforced>,
+    /// Interfaces whose pod no object states.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub unclaimed: Vec<Unclaimed>,
     /// What is wrong with the objects.
     pub findings: Vec<Finding>,
     /// How full the maps are.

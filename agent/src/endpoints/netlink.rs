@@ -34,7 +34,7 @@ pub(super) struct Link {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Inside {
     pub(super) link: Link,
-    /// Addresses, link-local IPv6 ones left out, sorted; never empty.
+    /// Addresses, link-local IPv6 ones left out, sorted; none yet while the link is being set up.
     pub(super) addresses: Vec<IpAddr>,
     /// Index of the other end, or of the lower device.
     pub(super) peer: Option<u32>,
@@ -53,8 +53,7 @@ pub(super) async fn links() -> io::Result<BTreeMap<u32, Link>> {
         .collect())
 }
 
-/// Enters a namespace and returns its interfaces that have addresses. The calling thread stays
-/// inside.
+/// Enters a namespace and returns its interfaces, loopback left out. The calling thread stays inside.
 pub(super) async fn inside(netns: &Netns, home: &Netns) -> io::Result<Vec<Inside>> {
     netns.enter()?;
     let mut connection = Connection::open()?;
@@ -67,23 +66,20 @@ pub(super) async fn inside(netns: &Netns, home: &Netns) -> io::Result<Vec<Inside
     Ok(links
         .iter()
         .filter(|message| !message.header.flags.contains(LinkFlags::Loopback))
-        .filter_map(|message| {
-            let addresses = addresses_of(message.header.index, &addresses);
-            (!addresses.is_empty()).then(|| Inside {
-                link: link(message),
-                addresses,
-                peer: attribute(message, |attribute| match attribute {
-                    LinkAttribute::Link(index) => Some(*index),
-                    _ => None,
-                }),
-                // Without this attribute the other end is in the same namespace.
-                leads_home: home_id.is_some()
-                    && home_id
-                        == attribute(message, |attribute| match attribute {
-                            LinkAttribute::LinkNetNsId(id) => Some(*id),
-                            _ => None,
-                        }),
-            })
+        .map(|message| Inside {
+            link: link(message),
+            addresses: addresses_of(message.header.index, &addresses),
+            peer: attribute(message, |attribute| match attribute {
+                LinkAttribute::Link(index) => Some(*index),
+                _ => None,
+            }),
+            // Without this attribute the other end is in the same namespace.
+            leads_home: home_id.is_some()
+                && home_id
+                    == attribute(message, |attribute| match attribute {
+                        LinkAttribute::LinkNetNsId(id) => Some(*id),
+                        _ => None,
+                    }),
         })
         .collect())
 }

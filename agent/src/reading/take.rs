@@ -11,11 +11,12 @@ use agent_policy::evaluate;
 use agent_policy::model::{Pod, Severity};
 
 use super::{DeniedReading, Reading, SlotReading};
+use crate::config::Posture;
 use crate::dataplane::{DataplaneError, Tick};
 use crate::dto;
 use crate::flows::decode::Cause;
 use crate::flows::join::{self, Names};
-use crate::reconcile::{Endpoint, EndpointState, Phase, View};
+use crate::reconcile::{Endpoint, EndpointState, Phase, Unclaimed, View};
 
 impl Names for View<'_> {
     fn cluster(&self) -> &Cluster {
@@ -97,6 +98,11 @@ impl Reading {
                     message: format!("{} ({})", each.place.why, each.place.interface),
                 })
                 .collect(),
+            unclaimed: view
+                .unclaimed
+                .iter()
+                .map(|each| unclaimed(each, view.config.posture))
+                .collect(),
             host_network: cluster
                 .pods()
                 .filter(|pod| pod.host_network && is_here(pod))
@@ -163,6 +169,22 @@ const fn traffic(traffic: agent_common::maps::Traffic) -> dto::Traffic {
     dto::Traffic {
         packets: traffic.packets,
         bytes: traffic.bytes,
+    }
+}
+
+fn unclaimed(unclaimed: &Unclaimed, posture: Posture) -> dto::Unclaimed {
+    let interface = &unclaimed.interface;
+    let netns = interface.netns.display().to_string();
+    dto::Unclaimed {
+        interface: interface.name.clone(),
+        netns: (!netns.is_empty()).then_some(netns),
+        addresses: interface
+            .addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        enclosed: unclaimed.is_enclosed,
+        open: !unclaimed.is_enclosed || posture == Posture::Open,
     }
 }
 

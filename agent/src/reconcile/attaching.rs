@@ -6,7 +6,7 @@ use agent_common::maps::{NAME_SLOT, NameKey};
 use agent_policy::engine::{LocalEndpoint, Progress as Published};
 use agent_policy::model::{ObjectName, PodUid};
 use agent_policy::tables::Tables;
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use super::run::{Reconciler, chain};
 use super::{Endpoint, EndpointState};
@@ -30,7 +30,7 @@ impl Reconciler {
                 "no network namespace shows the pod's interface; its policy stays until it goes"
             );
         }
-        if is_new {
+        if is_new && !self.attached.contains_key(&ifindex) {
             // Closed until its rows are in: nothing is published for it yet.
             self.attach(ifindex, &interface.name);
         }
@@ -39,7 +39,7 @@ impl Reconciler {
             None => self.now_in_jiffies(),
         };
         if !self.attached.contains_key(&ifindex) {
-            self.unattached.insert(ifindex);
+            self.unattached.entry(ifindex).or_default();
         }
         self.engine.attach(LocalEndpoint {
             uid: uid.clone(),
@@ -67,6 +67,17 @@ impl Reconciler {
         );
     }
 
+    /// Nothing is published for it, so the posture decides until its pod is known.
+    pub(super) fn enclose(&mut self, interface: &Interface) {
+        info!(
+            interface = %interface.name,
+            netns = %interface.netns.display(),
+            posture = self.config.posture.as_label(),
+            "an interface came whose pod is not known yet: the posture decides until it is"
+        );
+        self.attach(interface.ifindex, &interface.name);
+    }
+
     /// What is in force stays: the object is not what sends and receives.
     pub(super) fn orphan(&mut self, ifindex: IfIndex) {
         if !self.endpoints.contains_key(&ifindex)
@@ -89,7 +100,7 @@ impl Reconciler {
                 fails_open: self.config.posture == Posture::Open,
             });
             if !self.attached.contains_key(&ifindex) {
-                self.unattached.insert(ifindex);
+                self.unattached.entry(ifindex).or_default();
             }
             self.endpoints.insert(ifindex, endpoint);
         }
@@ -152,17 +163,22 @@ impl Reconciler {
             return;
         }
         self.attaching.begin();
-        for status in self.engine.endpoints() {
-            let ifindex = IfIndex(status.ifindex);
+        let with_rows = self.engine.endpoints().into_iter().filter_map(|status| {
             let is_due = match status.progress {
                 Published::Published | Published::NoSlot => true,
                 Published::PodUnknown | Published::Planned => false,
             };
-            if !is_due || !self.unattached.contains(&ifindex) {
-                continue;
-            }
-            if let Some(endpoint) = self.endpoints.get(&ifindex) {
-                let name = endpoint.interface.name.clone();
+            is_due.then_some(IfIndex(status.ifindex))
+        });
+        let enclosed = self.unclaimed.iter().filter(|each| each.is_enclosed);
+        let enclosed = enclosed.map(|each| each.interface.ifindex);
+        let due: Vec<IfIndex> = with_rows
+            .chain(enclosed)
+            .filter(|ifindex| self.unattached.contains_key(ifindex))
+            .collect();
+        for ifindex in due {
+            if let Some(interface) = self.locals.interface(ifindex) {
+                let name = interface.name.clone();
                 self.attach(ifindex, &name);
             }
         }
@@ -180,15 +196,12 @@ impl Reconciler {
             }
             Err(error) => {
                 let error = chain(&error);
-                self.unattached.insert(ifindex);
                 self.attaching.fail(Instant::now());
-                let state = EndpointState::Failed { error };
-                if self.endpoints.get(&ifindex).map(|each| &each.state) != Some(&state)
-                    && let EndpointState::Failed { error } = &state
-                {
+                let before = self.unattached.insert(ifindex, Some(error.clone()));
+                if before.flatten().as_ref() != Some(&error) {
                     error!(interface = name, error, "pod is not enforced; tried again");
                 }
-                self.set_state(ifindex, state);
+                self.set_state(ifindex, EndpointState::Failed { error });
             }
         }
     }
@@ -212,13 +225,14 @@ impl Reconciler {
     }
 }
 
-/// Whose an interface was under the last agent, and since when its programs are on.
-pub(super) fn left_at(ifindex: IfIndex, present: &Tables) -> ((PodUid, ObjectName), u32) {
+/// Whose an interface was under the last agent, if anything was published for it, and since when
+/// its programs are on.
+pub(super) fn left_at(ifindex: IfIndex, present: &Tables) -> (Option<(PodUid, ObjectName)>, u32) {
     let config = present
         .endpoints
         .get(&ifindex.0)
         .and_then(|word| present.configs.get(&word.config_row));
-    let name = config.and_then(|config| {
+    let owner = config.and_then(|config| {
         let key = NameKey {
             kind: NAME_SLOT,
             id: config.slot,
@@ -227,13 +241,5 @@ pub(super) fn left_at(ifindex: IfIndex, present: &Tables) -> ((PodUid, ObjectNam
         let (namespace, name) = pod.split_once('/')?;
         Some((PodUid(uid.into()), ObjectName::new(namespace, name)))
     });
-    // Nothing was published for it: an orphan already.
-    let unknown = || {
-        let uid = PodUid(format!("interface {ifindex}").into());
-        (uid, ObjectName::new("", ""))
-    };
-    (
-        name.unwrap_or_else(unknown),
-        config.map_or(0, |config| config.attached),
-    )
+    (owner, config.map_or(0, |config| config.attached))
 }

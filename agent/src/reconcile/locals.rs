@@ -3,7 +3,9 @@
 //!
 //! An interface keeps its pod until it goes or another pod takes it over: neither an address that
 //! the pod puts on it, nor a namespace that cannot be seen, nor an object that goes changes
-//! anything. Interfaces of unknown owners are left alone.
+//! anything. An interface that comes while its pod is unknown is enclosed: it has our programs and no
+//! rows, so the posture decides. One that was there at the first look is left alone until its pod is
+//! known: installing closes nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -12,7 +14,7 @@ use std::path::PathBuf;
 use agent_policy::cluster::{Cluster, Touched};
 use agent_policy::model::{ObjectName, Phase, Pod, PodUid};
 
-use super::Unenforced;
+use super::{Unclaimed, Unenforced};
 use crate::endpoints::{IfIndex, Interface, Sighting, Unreachable};
 
 /// What has to be done about an interface.
@@ -29,6 +31,8 @@ pub(super) enum Decision {
         /// It came after the first complete list: closed until its rows are in.
         is_new: bool,
     },
+    /// It came and nobody knows whose it is: programs without rows, so the posture decides.
+    Enclose(Interface),
     /// It is a pod's whose object went: what is in force for it stays.
     Orphan(IfIndex),
     /// It went.
@@ -52,6 +56,8 @@ pub(super) struct Locals {
     /// Interfaces by the pod they belong to, orphans left out.
     by_owner: HashMap<PodUid, IfIndex>,
     newcomers: BTreeSet<IfIndex>,
+    /// Those that have no owner and our programs.
+    enclosed: BTreeSet<IfIndex>,
     unreachable: Vec<Unreachable>,
     /// Interfaces to be decided about.
     dirty: BTreeSet<IfIndex>,
@@ -83,6 +89,11 @@ impl Locals {
         self.dirty.insert(ifindex);
     }
 
+    /// An interface that an earlier agent's programs are on and nothing was published for.
+    pub(super) fn take_up_enclosed(&mut self, ifindex: IfIndex) {
+        self.enclosed.insert(ifindex);
+    }
+
     /// Interfaces were looked at.
     pub(super) fn sight(&mut self, sighting: Sighting) {
         for ifindex in &sighting.vanished {
@@ -92,6 +103,7 @@ impl Locals {
             .interfaces
             .keys()
             .chain(self.owners.keys())
+            .chain(&self.enclosed)
             .copied()
             .collect();
         for ifindex in known {
@@ -100,7 +112,7 @@ impl Locals {
             }
             // No namespace shows it, which says nothing of the link and of who sends through it.
             match sighting.links.get(&ifindex) {
-                Some(name) if self.owners.contains_key(&ifindex) => self.keep(ifindex, name),
+                Some(name) if self.is_ours(ifindex) => self.keep(ifindex, name),
                 Some(_) | None => self.forget(ifindex),
             }
         }
@@ -161,7 +173,10 @@ impl Locals {
         let interface = self.interfaces.get(&ifindex)?.clone();
         let current = self.owners.get(&ifindex).cloned();
         let Some(pod) = self.owner_of(&interface, current.as_ref(), cluster) else {
-            let current = current?;
+            let Some(current) = current else {
+                let is_due = self.newcomers.contains(&ifindex) && self.enclosed.insert(ifindex);
+                return is_due.then_some(Decision::Enclose(interface));
+            };
             self.release(&current.uid, ifindex);
             let orphaned = Owner {
                 uid: current.uid,
@@ -181,6 +196,7 @@ impl Locals {
             is_orphaned: false,
         };
         self.owners.insert(ifindex, owner);
+        self.enclosed.remove(&ifindex);
         Some(Decision::Enforce {
             interface,
             uid: pod.uid.clone(),
@@ -238,7 +254,12 @@ impl Locals {
         }
     }
 
-    /// An owned interface that no namespace shows stays as it was last seen.
+    /// Our programs are on it.
+    fn is_ours(&self, ifindex: IfIndex) -> bool {
+        self.owners.contains_key(&ifindex) || self.enclosed.contains(&ifindex)
+    }
+
+    /// An interface of ours that no namespace shows stays as it was last seen.
     fn keep(&mut self, ifindex: IfIndex, name: &str) {
         self.interfaces.entry(ifindex).or_insert_with(|| {
             self.dirty.insert(ifindex);
@@ -260,6 +281,9 @@ impl Locals {
             self.release(&owner.uid, ifindex);
             self.removed.insert(ifindex);
         }
+        if self.enclosed.remove(&ifindex) {
+            self.removed.insert(ifindex);
+        }
     }
 
     fn unlist(&mut self, interface: Option<&Interface>) {
@@ -277,6 +301,22 @@ impl Locals {
     /// An interface that is there.
     pub(super) fn interface(&self, ifindex: IfIndex) -> Option<&Interface> {
         self.interfaces.get(&ifindex)
+    }
+
+    /// Interfaces that lead to an address and whose pod nobody knows: those enclosed, and those
+    /// left alone.
+    pub(super) fn unclaimed(&self) -> Vec<Unclaimed> {
+        let unowned = self
+            .interfaces
+            .values()
+            .filter(|interface| !self.owners.contains_key(&interface.ifindex));
+        unowned
+            .map(|interface| Unclaimed {
+                interface: interface.clone(),
+                is_enclosed: self.enclosed.contains(&interface.ifindex),
+            })
+            .filter(|each| each.is_enclosed || !each.interface.addresses.is_empty())
+            .collect()
     }
 
     /// Local pods that cannot be enforced.
@@ -406,6 +446,7 @@ mod tests {
                     let new = if is_new { " new" } else { "" };
                     format!("{} is {}{new}", interface.ifindex, uid.0)
                 }
+                Decision::Enclose(interface) => format!("{} enclosed", interface.ifindex),
                 Decision::Orphan(ifindex) => format!("{ifindex} orphaned"),
                 Decision::Remove(ifindex) => format!("{ifindex} removed"),
             };
@@ -441,6 +482,31 @@ mod tests {
             join.see(&[(7, &["10.0.0.1"]), (9, &["10.9.9.9"])]),
             ["7 is a"]
         );
+    }
+
+    #[test]
+    fn an_interface_that_comes_is_enclosed_until_its_pod_is_known() {
+        let mut join = Join::new(None);
+        assert!(join.see(&[(7, &["10.0.0.1"])]).is_empty());
+        // Closed as soon as there is a link, before it has addresses.
+        let seven: (u32, &[&str]) = (7, &["10.0.0.1"]);
+        assert_eq!(join.see(&[seven, (8, &[])]), ["8 enclosed"]);
+        assert!(join.see(&[seven, (8, &["10.0.0.2"])]).is_empty(), "once");
+        let unclaimed: Vec<(u32, bool)> = join
+            .locals
+            .unclaimed()
+            .iter()
+            .map(|each| (each.interface.ifindex.0, each.is_enclosed))
+            .collect();
+        assert_eq!(unclaimed, [(7, false), (8, true)]);
+        assert_eq!(join.add(pod("b", "10.0.0.2", "")), ["8 is b new"]);
+        assert_eq!(join.add(pod("a", "10.0.0.1", "")), ["7 is a"]);
+        assert!(join.locals.unclaimed().is_empty());
+        // Never known, and gone.
+        let both: &[(u32, &[&str])] = &[seven, (8, &["10.0.0.2"])];
+        let third: &[(u32, &[&str])] = &[seven, (8, &["10.0.0.2"]), (9, &["10.0.0.3"])];
+        assert_eq!(join.see(third), ["9 enclosed"]);
+        assert_eq!(join.see(both), ["9 removed"]);
     }
 
     #[test]
@@ -553,6 +619,18 @@ mod tests {
         assert_eq!(join.see(&[(7, &["10.0.0.1"])]), ["8 removed", "7 is a"]);
         assert!(join.see_only_links(&[1, 7]).is_empty());
         assert_eq!(join.see_only_links(&[1]), ["7 removed"]);
+    }
+
+    #[test]
+    fn what_an_earlier_agent_enclosed_stays_so_until_its_pod_is_known_or_it_goes() {
+        let mut join = Join::new(None);
+        for index in [7, 8] {
+            join.locals.take_up_enclosed(IfIndex(index));
+        }
+        assert_eq!(join.see(&[(7, &["10.0.0.1"])]), ["8 removed"]);
+        let unclaimed = join.locals.unclaimed();
+        assert!(unclaimed.iter().all(|each| each.is_enclosed) && unclaimed.len() == 1);
+        assert_eq!(join.add(pod("a", "10.0.0.1", "")), ["7 is a"]);
     }
 
     #[test]

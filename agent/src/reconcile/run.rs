@@ -1,6 +1,6 @@
 //! The loop itself: what each event does, and the order of writing and attaching.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant, SystemTime};
 
 use agent_policy::cluster::Touched;
@@ -13,7 +13,8 @@ use super::attaching::left_at;
 use super::locals::{Decision, Locals};
 use super::plans::{Backoff, Progress};
 use super::{
-    Endpoint, Event, Phase, Plans, Question, Unenforced, View, earlier, findings, settings,
+    Endpoint, Event, Phase, Plans, Question, Unclaimed, Unenforced, View, earlier, findings,
+    settings,
 };
 use crate::config::Config;
 use crate::dataplane::{Dataplane, DataplaneError};
@@ -87,6 +88,7 @@ pub(crate) struct Reconciler {
     pub(super) locals: Locals,
     pub(super) endpoints: BTreeMap<IfIndex, Endpoint>,
     pub(super) unenforced: Vec<Unenforced>,
+    pub(super) unclaimed: Vec<Unclaimed>,
     pub(super) findings: Vec<Reported>,
     pub(super) plans: Plans,
     pub(super) started: SystemTime,
@@ -96,8 +98,8 @@ pub(crate) struct Reconciler {
     pub(super) writing: Backoff,
     /// Interfaces that our programs are on, with the tick of the attachment (low 32 bits).
     pub(super) attached: HashMap<IfIndex, u32>,
-    /// Interfaces whose programs wait for their rows.
-    pub(super) unattached: BTreeSet<IfIndex>,
+    /// Interfaces whose programs wait for their rows or could not be attached, with the error.
+    pub(super) unattached: BTreeMap<IfIndex, Option<String>>,
     pub(super) attaching: Backoff,
     /// Interfaces that an earlier agent's programs are on, with whose they were.
     pub(super) left: HashMap<IfIndex, (PodUid, ObjectName)>,
@@ -113,13 +115,20 @@ impl Reconciler {
         let mut locals = Locals::new(config.node.clone());
         let mut attached = HashMap::new();
         let mut left = HashMap::new();
+        let mut unattached = BTreeMap::new();
         for interface in dataplane.taken_up() {
             let ifindex = IfIndex(interface.ifindex);
             let (owner, since) = left_at(ifindex, &present);
-            locals.take_up(ifindex, owner.0.clone());
-            left.insert(ifindex, owner);
+            if let Some(owner) = owner {
+                locals.take_up(ifindex, owner.0.clone());
+                left.insert(ifindex, owner);
+            } else {
+                locals.take_up_enclosed(ifindex);
+                unattached.insert(ifindex, None);
+            }
             // One that is only half on is attached again.
             if interface.is_whole() {
+                unattached.remove(&ifindex);
                 attached.insert(ifindex, since);
             }
         }
@@ -138,6 +147,7 @@ impl Reconciler {
             locals,
             endpoints: BTreeMap::new(),
             unenforced: Vec::new(),
+            unclaimed: Vec::new(),
             findings: Vec::new(),
             plans: Plans::default(),
             started: SystemTime::now(),
@@ -149,7 +159,7 @@ impl Reconciler {
             progress: Progress::default(),
             writing: Backoff::default(),
             attached,
-            unattached: BTreeSet::new(),
+            unattached,
             attaching: Backoff::default(),
             left,
             noticed: None,
@@ -224,10 +234,12 @@ impl Reconciler {
                     pod,
                     is_new,
                 } => self.enforce(interface, uid, pod, is_new),
+                Decision::Enclose(interface) => self.enclose(&interface),
                 Decision::Orphan(ifindex) => self.orphan(ifindex),
                 Decision::Remove(ifindex) => self.remove(ifindex),
             }
         }
+        self.unclaimed = self.locals.unclaimed();
         self.report_unenforced();
         self.write();
         self.attach_those_with_rows();
@@ -279,6 +291,7 @@ impl Reconciler {
             tick,
             endpoints: &self.endpoints,
             unenforced: &self.unenforced,
+            unclaimed: &self.unclaimed,
             findings: &self.findings,
             plans: &self.plans,
         }
