@@ -4,6 +4,7 @@
 //! Whatever happens to the agent, what is pinned stays in force: nothing here detaches or clears
 //! when a [`Dataplane`] is dropped. [`uninstall`] is a deed of its own.
 
+mod adopt;
 mod apply;
 mod attach;
 mod clock;
@@ -26,8 +27,8 @@ use std::time::SystemTime;
 
 use agent_common::classify::Hook;
 use agent_common::maps::{
-    CONNTRACK_CAPACITY, Connection, Counter, Denied, DeniedKey, FlowKey, ID_ROWS, RuleHit,
-    Settings, Traffic,
+    CONNTRACK_CAPACITY, Connection, Counter, Denied, DeniedKey, FlowKey, ID_ROWS, PendingKey,
+    RuleHit, Settings, Traffic,
 };
 use agent_policy::plan::Write;
 use agent_policy::tables::Tables;
@@ -175,6 +176,15 @@ impl Dataplane {
     /// the caller may take the plan up again from there, or give it up.
     pub fn apply(&mut self, writes: &[Write]) -> Result<usize, ApplyError> {
         apply::apply(&self.maps, self.conntrack_capacity, writes)
+    }
+
+    /// Writes down connections that are older than our programs, unless they are known by now;
+    /// returns how many were not.
+    ///
+    /// # Errors
+    /// A map could not be written; those before are in.
+    pub fn adopt(&mut self, entries: &[(PendingKey, Connection)]) -> Result<usize, DataplaneError> {
+        adopt::adopt(&self.maps, entries)
     }
 
     /// Everything that plans have ever written, as it is in the maps now.

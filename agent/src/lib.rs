@@ -13,6 +13,7 @@ pub mod endpoints;
 
 pub mod reconcile;
 
+pub mod conntrack;
 pub mod dataplane;
 
 pub mod flows;

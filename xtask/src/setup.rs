@@ -142,6 +142,10 @@ fn missing(what: What) -> Result<Vec<Missing>> {
             "iproute2",
             "shows and cleans up the lab's interfaces by hand",
         );
+        package(
+            "nftables",
+            "makes the lab's node track and translate connections",
+        );
     }
     if what.includes(What::Vm) {
         package("qemu-system-x86", "boots other kernels");

@@ -84,6 +84,9 @@ fn path_string(path: &Path) -> io::Result<CString> {
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
 }
 
+/// `BPF_NOEXIST`.
+const NO_EXIST: u64 = 1;
+
 #[repr(C)]
 struct Element {
     map_fd: u32,
@@ -113,6 +116,19 @@ pub(crate) fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::R
 /// Inserts or replaces one element.
 pub(crate) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
     bpf(Command::MapUpdate, &mut element(map, key, address(value))).map(|_zero| ())
+}
+
+/// Inserts one element unless there is one already; false when there is.
+pub(crate) fn insert(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<bool> {
+    let mut attributes = Element {
+        flags: NO_EXIST,
+        ..element(map, key, address(value))
+    };
+    match bpf(Command::MapUpdate, &mut attributes) {
+        Ok(_zero) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Deletes one element; false when there was none.

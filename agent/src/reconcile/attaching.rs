@@ -11,6 +11,7 @@ use tracing::{debug, error, info, warn};
 use super::run::{Reconciler, chain};
 use super::{Endpoint, EndpointState};
 use crate::config::Posture;
+use crate::conntrack;
 use crate::endpoints::{IfIndex, Interface};
 
 impl Reconciler {
@@ -176,13 +177,88 @@ impl Reconciler {
             .chain(enclosed)
             .filter(|ifindex| self.unattached.contains_key(ifindex))
             .collect();
-        for ifindex in due {
-            if let Some(interface) = self.locals.interface(ifindex) {
+        if due.is_empty() {
+            return;
+        }
+        self.adopt(&due);
+        for ifindex in &due {
+            if let Some(interface) = self.locals.interface(*ifindex) {
                 let name = interface.name.clone();
-                self.attach(ifindex, &name);
+                self.attach(*ifindex, &name);
             }
         }
+        // What was opened between the first look and the attachment.
+        self.adopt(&due);
         self.mark_published();
+    }
+
+    /// Lets interfaces that are about to be attached know the connections they carry already, as far
+    /// as the kernel knows them. For the others there is the mid-stream rule.
+    fn adopt(&mut self, interfaces: &[IfIndex]) {
+        let now = self.now_in_jiffies();
+        let begun = Instant::now();
+        let owners = match self.owners(interfaces) {
+            Ok(owners) if owners.adopting.is_empty() => return,
+            Ok(owners) => owners,
+            Err(error) => {
+                warn!(
+                    error = chain(&error),
+                    "the node's addresses cannot be listed; connections that are open are not adopted"
+                );
+                return;
+            }
+        };
+        let tracked = match conntrack::list() {
+            Ok(tracked) => tracked,
+            Err(error) => {
+                warn!(
+                    error = chain(&error),
+                    "the kernel's connections cannot be listed; those that are open are judged at their next packet"
+                );
+                return;
+            }
+        };
+        let entries: Vec<_> = tracked
+            .iter()
+            .flat_map(|tracked| conntrack::adopted(tracked, &owners, now))
+            .collect();
+        match self.dataplane.adopt(&entries) {
+            Ok(0) => {}
+            Ok(adopted) => info!(
+                adopted,
+                tracked = tracked.len(),
+                took_ms = begun.elapsed().as_millis(),
+                "connections older than the attachment adopted"
+            ),
+            Err(error) => warn!(
+                error = chain(&error),
+                "not every open connection is adopted"
+            ),
+        }
+    }
+
+    /// Whose addresses are whose, for adoption.
+    fn owners(&self, adopting: &[IfIndex]) -> std::io::Result<conntrack::Owners> {
+        let mut owners = conntrack::Owners {
+            node: conntrack::node_addresses()?,
+            ..conntrack::Owners::default()
+        };
+        for status in self.engine.endpoints() {
+            let Some(pod) = self.engine.cluster().pod(&status.uid) else {
+                continue;
+            };
+            for address in &pod.addresses {
+                owners.interfaces.insert(*address, status.ifindex);
+                if status.slot != 0 && adopting.contains(&IfIndex(status.ifindex)) {
+                    let local = conntrack::Local {
+                        slot: status.slot,
+                        ifindex: status.ifindex,
+                    };
+                    owners.adopting.insert(*address, local);
+                }
+            }
+        }
+        Ok(owners)
     }
 
     fn attach(&mut self, ifindex: IfIndex, name: &str) {
