@@ -14,8 +14,11 @@ use super::error::DataplaneError;
 const RATES: [u32; 9] = [24, 48, 100, 128, 250, 256, 300, 1000, 1024];
 /// How long one measurement may take.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// A measurement spans at least this: a delay of 1 ms is then 2 %, and rates differ by more.
+/// A measurement spans at least this.
 const SPAN: Duration = Duration::from_millis(50);
+/// A tick's edge is known this well, or it is not used: whoever measures may be off the processor
+/// for milliseconds. Less than a hundredth of [`SPAN`], and rates differ by more.
+const EDGE: Duration = Duration::from_micros(400);
 
 /// The kernel's tick at a moment of the wall clock.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -84,20 +87,32 @@ pub(crate) fn measure(mut jiffies: impl FnMut() -> io::Result<u64>) -> Result<u3
     )))
 }
 
-/// Waits for the tick to change, so that both ends of a measurement are at the edge of a tick.
+/// Waits until the tick is seen to change, so that both ends of a measurement are at the edge of a
+/// tick.
 fn next_tick(
     jiffies: &mut impl FnMut() -> io::Result<u64>,
 ) -> Result<(Instant, u64), DataplaneError> {
-    let failed = |error: io::Error| DataplaneError::Clock(error.to_string());
-    let before = jiffies().map_err(failed)?;
+    let mut read = || jiffies().map_err(|error| DataplaneError::Clock(error.to_string()));
+    let mut before = read()?;
     let began = Instant::now();
+    let (mut looked, mut stands_still) = (began, true);
     while began.elapsed() < PATIENCE {
-        let now = jiffies().map_err(failed)?;
-        if now != before {
-            return Ok((Instant::now(), now));
+        let tick = read()?;
+        let now = Instant::now();
+        if tick != before {
+            if now.duration_since(looked) <= EDGE {
+                return Ok((now, tick));
+            }
+            stands_still = false;
+            before = tick;
         }
+        looked = now;
     }
-    Err(DataplaneError::Clock("it stands still".to_owned()))
+    Err(DataplaneError::Clock(if stands_still {
+        "it stands still".to_owned()
+    } else {
+        format!("this machine is too busy to see a tick change within {EDGE:?}")
+    }))
 }
 
 /// The rate a kernel can have that is within a hundredth of what was measured.
@@ -131,6 +146,21 @@ mod tests {
             };
             assert_eq!(measure(simulated).unwrap(), hz);
         }
+    }
+
+    #[test]
+    fn an_edge_that_was_missed_is_not_measured_from() {
+        // Off the processor for 10 ms across the first edges, as on a busy machine.
+        let (began, mut reads) = (Instant::now(), 0);
+        let simulated = || {
+            reads += 1;
+            let until = Instant::now() + Duration::from_millis(if reads < 4 { 10 } else { 0 });
+            while Instant::now() < until {
+                std::hint::spin_loop();
+            }
+            Ok(u64::try_from(began.elapsed().as_millis() / 4).unwrap())
+        };
+        assert_eq!(measure(simulated).unwrap(), 250);
     }
 
     #[test]
