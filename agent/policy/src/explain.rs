@@ -26,6 +26,7 @@ pub use addition::Addition;
 pub use conditions::{Condition, NearRule};
 pub use kind::Kind;
 pub use suspects::Suspect;
+pub use words::distance;
 
 /// How many of the nearest rules are given.
 const NEAREST: usize = 3;

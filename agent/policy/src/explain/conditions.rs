@@ -19,9 +19,9 @@ pub struct Condition {
     pub is_met: bool,
     /// What the rule wants: `app=case-api`, `TCP/8080`, `10.0.0.0/8`.
     pub wants: String,
-    /// Who was looked at: a namespace, a pod, an address; empty for the packet itself.
+    /// Whose `has` is: a namespace, a pod; empty where `has` speaks for itself.
     pub subject: String,
-    /// What is there: `app=portal`, `TCP/9090`.
+    /// What is there: `app=portal`, `TCP/9090`, `10.0.0.9 is no pod`.
     pub has: String,
 }
 
@@ -158,7 +158,7 @@ pub(super) fn of_rule(
             Kind::Readable,
             false,
             "a rule that can be read",
-            reference.to_string(),
+            "",
             "it allows nothing until it is mended",
         );
     } else {
@@ -227,15 +227,12 @@ fn port_item(flow: &Flow<'_>, port: &PortMatch) -> Tried {
             tried.add(Kind::Port, is_met, wants, "", port_text(flow));
         }
         PortMatch::Named { name, .. } => {
-            let (subject, has) = match flow.destination {
-                None => (
-                    flow.address.to_string(),
-                    "is no pod: no port names".to_owned(),
-                ),
-                Some(pod) => (pod.name.to_string(), names_text(flow, pod, port)),
+            let has = match flow.destination {
+                None => format!("{} is no pod and names no ports", flow.address),
+                Some(pod) => names_text(flow, pod, port),
             };
             let wants = format!("{protocol} port {name:?}");
-            tried.add(Kind::NamedPort, is_met, wants, subject, has);
+            tried.add(Kind::NamedPort, is_met, wants, "", has);
         }
     }
     tried
@@ -259,12 +256,11 @@ fn names_text(flow: &Flow<'_>, pod: &Pod, wanted: &PortMatch) -> String {
         .filter(|port| port.name == *name && port.protocol == *protocol)
         .map(|port| port.port.to_string())
         .collect();
-    if numbers.is_empty() {
-        format!("declares none of that name, asked for {}", port_text(flow))
-    } else {
-        let numbers = numbers.join(", ");
-        format!("declares it as {numbers}, asked for {}", port_text(flow))
-    }
+    let declares = match numbers.as_slice() {
+        [] => "declares none of that name".to_owned(),
+        numbers => format!("declares it as {}", numbers.join(", ")),
+    };
+    format!("{} {declares}, asked for {}", pod.name, port_text(flow))
 }
 
 fn peers(flow: &Flow<'_>, policy: &Policy, peers: &Peers) -> Tried {
@@ -301,22 +297,25 @@ fn peer_item(flow: &Flow<'_>, policy: &Policy, peer: &Peer) -> Tried {
                 NamespaceScope::Selected(selector) => words::selected(selector, "any namespace"),
             };
             let Some(pod) = flow.peer else {
-                let address = flow.address.to_string();
                 let wants = format!("{} in {wants}", words::selected(pods, "any pod"));
-                tried.add(Kind::Pod, false, wants, address, "is no pod");
+                let has = format!("{} is no pod", flow.address);
+                tried.add(Kind::Pod, false, wants, "", has);
                 // Further away than any label.
                 tried.edits = usize::from(u16::MAX);
                 return tried;
             };
             let namespace = flow.cluster.namespace(&pod.name.namespace);
             let is_met = flow.is_in_scope(policy, namespaces, pod);
-            let has = match (namespaces, namespace) {
-                (NamespaceScope::Selected(selector), Some(namespace)) => {
-                    words::labels(&namespace.labels, selector)
+            let (subject, has) = match (namespaces, namespace) {
+                (NamespaceScope::Selected(selector), Some(namespace)) => (
+                    pod.name.namespace.to_string(),
+                    words::labels(&namespace.labels, selector),
+                ),
+                (NamespaceScope::Own, _) | (_, None) => {
+                    let is_in = format!("{} is in {}", pod.name, pod.name.namespace);
+                    (String::new(), is_in)
                 }
-                (NamespaceScope::Own, _) | (_, None) => pod.name.namespace.to_string(),
             };
-            let subject = pod.name.namespace.to_string();
             tried.add(Kind::Namespace, is_met, wants, subject, has);
             if !is_met {
                 tried.edits += namespace.map_or(0, |it| words::edits(asked, &it.labels));
@@ -333,7 +332,9 @@ fn peer_item(flow: &Flow<'_>, policy: &Policy, peer: &Peer) -> Tried {
         Peer::Block { cidr, except } => {
             let address = flow.address.to_string();
             let is_inside = cidr.contains(&flow.address);
-            let name = peer_name(flow);
+            let name = flow
+                .peer
+                .map_or_else(String::new, |pod| pod.name.to_string());
             tried.add(
                 Kind::IpBlock,
                 is_inside,
@@ -343,7 +344,8 @@ fn peer_item(flow: &Flow<'_>, policy: &Policy, peer: &Peer) -> Tried {
             );
             let hole = except.iter().find(|hole| hole.contains(&flow.address));
             if let Some(hole) = hole.filter(|_| is_inside) {
-                tried.add(Kind::Except, false, format!("not in {hole}"), name, address);
+                let wants = format!("an address outside {hole}");
+                tried.add(Kind::Except, false, wants, name, address);
             }
             if !is_inside {
                 tried.edits = usize::from(u16::MAX);

@@ -238,7 +238,7 @@ spec:
             condition(
                 Kind::Except,
                 false,
-                "not in 10.0.0.0/24",
+                "an address outside 10.0.0.0/24",
                 "web/portal-1",
                 "10.0.0.1"
             ),
@@ -356,8 +356,8 @@ spec:
             Kind::NamedPort,
             false,
             "TCP port \"web\"",
-            "payments/api-1",
-            "declares none of that name, asked for TCP/8080"
+            "",
+            "payments/api-1 declares none of that name, asked for TCP/8080"
         )
     );
 }
@@ -592,8 +592,8 @@ spec:
             Kind::NamedPort,
             true,
             "TCP port \"http\"",
-            "payments/api-1",
-            "declares it as 8080, asked for TCP/8080"
+            "",
+            "payments/api-1 declares it as 8080, asked for TCP/8080"
         )
     );
     assert!(shown.conditions.iter().all(|condition| condition.is_met));

@@ -92,8 +92,8 @@ pub(super) fn is_near_miss(selector: &Selector, labels: &Labels) -> bool {
     }
 }
 
-/// Levenshtein distance in characters.
-pub(super) fn distance(a: &str, b: &str) -> usize {
+/// Edits that turn one word into the other, in characters (Levenshtein 1966).
+pub fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (line, from) in (1..).zip(a.chars()) {
