@@ -168,7 +168,7 @@ impl Task {
             .ask(move |view| {
                 batch
                     .iter()
-                    .map(|observation| join::join(view, observation, now))
+                    .filter_map(|observation| join::join(view, observation, now))
                     .collect()
             })
             .await?;

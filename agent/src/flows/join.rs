@@ -21,6 +21,8 @@ pub trait Names {
     fn pod_of_slot(&self, slot: u32) -> Option<Arc<Pod>>;
     /// The pod behind a host-side interface.
     fn pod_of_interface(&self, ifindex: u32) -> Option<Arc<Pod>>;
+    /// Whether programs of this node judge, and so report, what arrives at the pod.
+    fn judges_arrivals_at(&self, pod: &Pod) -> bool;
     /// `namespace/policy/ingress/0`.
     fn rule(&self, rule: RuleId) -> Option<String>;
     /// This node's name.
@@ -55,8 +57,12 @@ pub fn rule_text(names: &impl Names, rule: RuleId) -> Option<String> {
     })
 }
 
-/// Puts names to an observation made at `time`.
-pub fn join(names: &impl Names, observation: &Observation, time: jiff::Timestamp) -> Flow {
+/// Puts names to an observation made at `time`. `None` for what may leave one pod of this node for
+/// another: it is one connection, and the other pod's programs have the last word on it.
+pub fn join(names: &impl Names, observation: &Observation, time: jiff::Timestamp) -> Option<Flow> {
+    if is_judged_again(names, observation) {
+        return None;
+    }
     let pod = local_pod(names, observation.slot, observation.local);
     let local = pod.as_ref().map_or_else(
         || answer::address_party(names.cluster(), observation.local),
@@ -107,7 +113,7 @@ pub fn join(names: &impl Names, observation: &Observation, time: jiff::Timestamp
         Direction::Ingress => (peer, local),
         Direction::Egress => (local, peer),
     };
-    Flow {
+    Some(Flow {
         time: time.to_string(),
         from,
         from_port: observation.from_port,
@@ -117,7 +123,16 @@ pub fn join(names: &impl Names, observation: &Observation, time: jiff::Timestamp
         verdict: verdict.into(),
         decision,
         packets: observation.packets,
-    }
+    })
+}
+
+fn is_judged_again(names: &impl Names, observation: &Observation) -> bool {
+    observation.direction == Direction::Egress
+        && observation.cause.verdict() == Verdict::Allow
+        && names
+            .cluster()
+            .owner_of(observation.peer)
+            .is_some_and(|peer| names.judges_arrivals_at(peer))
 }
 
 /// True for verdicts that policies and their rules explain.
@@ -149,6 +164,8 @@ mod tests {
 
     struct Known {
         cluster: Cluster,
+        /// Programs judge what arrives at portal-1.
+        arrivals: bool,
     }
 
     impl Names for Known {
@@ -172,6 +189,9 @@ mod tests {
                         .unwrap(),
                 )
             })
+        }
+        fn judges_arrivals_at(&self, pod: &Pod) -> bool {
+            self.arrivals && &*pod.name.name == "portal-1"
         }
         fn rule(&self, rule: RuleId) -> Option<String> {
             (rule.0 == 7).then(|| "shop/allow-web/ingress/0".to_owned())
@@ -223,7 +243,10 @@ mod tests {
         ] {
             drop(cluster.apply(change));
         }
-        Known { cluster }
+        Known {
+            cluster,
+            arrivals: false,
+        }
     }
 
     fn observation(cause: Reason) -> Observation {
@@ -249,7 +272,8 @@ mod tests {
             &known(),
             &observation(Reason::IsolatedNoRule),
             jiff::Timestamp::UNIX_EPOCH,
-        );
+        )
+        .unwrap();
         assert_eq!(flow.from.to_string(), "web/portal-1");
         assert_eq!(flow.to.to_string(), "shop/api-1");
         assert_eq!(flow.verdict, VerdictWord::Deny);
@@ -269,7 +293,8 @@ mod tests {
                 ..observation(Reason::Rule)
             },
             jiff::Timestamp::UNIX_EPOCH,
-        );
+        )
+        .unwrap();
         assert_eq!(
             flow.decision.rule.as_deref(),
             Some("shop/allow-web/ingress/0")
@@ -283,13 +308,38 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_between_two_pods_here_is_told_once_by_the_one_it_reaches() {
+        let leaving = |cause| Observation {
+            direction: Direction::Egress,
+            ..observation(cause)
+        };
+        let told = |arrivals, observation: &Observation| {
+            let known = Known {
+                arrivals,
+                ..known()
+            };
+            join(&known, observation, jiff::Timestamp::UNIX_EPOCH).is_some()
+        };
+        assert!(!told(true, &leaving(Reason::NotIsolated)));
+        assert!(
+            told(true, &leaving(Reason::IsolatedNoRule)),
+            "a refusal never arrives"
+        );
+        assert!(
+            told(false, &leaving(Reason::NotIsolated)),
+            "nobody judges it again"
+        );
+        assert!(told(true, &observation(Reason::NotIsolated)));
+    }
+
+    #[test]
     fn a_masqueraded_local_pod_is_named_and_strangers_are_addresses() {
         let hidden = Observation {
             via: 9,
             peer: IpAddr::from([192, 0, 2, 1]),
             ..observation(Reason::Rule)
         };
-        let flow = join(&known(), &hidden, jiff::Timestamp::UNIX_EPOCH);
+        let flow = join(&known(), &hidden, jiff::Timestamp::UNIX_EPOCH).unwrap();
         assert_eq!(flow.from.to_string(), "web/portal-1");
         assert_eq!(
             flow.from.ip.as_deref(),
@@ -300,7 +350,7 @@ mod tests {
             peer: IpAddr::from([192, 0, 2, 1]),
             ..observation(Reason::Rule)
         };
-        let flow = join(&known(), &stranger, jiff::Timestamp::UNIX_EPOCH);
+        let flow = join(&known(), &stranger, jiff::Timestamp::UNIX_EPOCH).unwrap();
         assert_eq!(flow.from.to_string(), "192.0.2.1");
     }
 
@@ -310,7 +360,7 @@ mod tests {
             peer: IpAddr::from([192, 0, 2, 7]),
             ..observation(Reason::IsolatedNoRule)
         };
-        let flow = join(&known(), &forwarded, jiff::Timestamp::UNIX_EPOCH);
+        let flow = join(&known(), &forwarded, jiff::Timestamp::UNIX_EPOCH).unwrap();
         assert_eq!(flow.from.to_string(), "node:node-a");
         assert_eq!(flow.decision.nearest.len(), 1, "not let in as its own node");
     }

@@ -33,6 +33,12 @@ impl Names for View<'_> {
         self.cluster().pod(&endpoint.uid).map(Arc::clone)
     }
 
+    fn judges_arrivals_at(&self, pod: &Pod) -> bool {
+        self.endpoints
+            .values()
+            .any(|each| each.uid == pod.uid && each.state == EndpointState::Enforced)
+    }
+
     fn rule(&self, rule: RuleId) -> Option<String> {
         self.engine.rule_ref(rule).map(ToString::to_string)
     }
