@@ -4,6 +4,7 @@
 //! Answers go to standard output, everything else to standard error. Exit codes: see `Outcome`.
 
 mod agent;
+mod asking;
 mod can;
 mod client;
 mod completion;
@@ -55,7 +56,7 @@ impl Outcome {
 /// Exit code of usage and connection errors.
 const EXIT_ERROR: u8 = 2;
 
-/// NetworkPolicy for clusters whose network does not enforce it, with a reason for every verdict.
+/// NetworkPolicy for clusters whose network does not enforce it, with a reason for every verdict
 #[derive(Debug, Parser)]
 #[command(
     name = "picket",
@@ -77,8 +78,15 @@ Examples:
   picket flows -f                                  connections and refusals as they happen"
 )]
 struct Cli {
-    /// When to colour the output; `NO_COLOR` and `CLICOLOR_FORCE` are honoured.
-    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    /// Colour the output: auto (on a terminal, unless `NO_COLOR` is set), always or never
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_possible_values = true,
+        display_order = 900
+    )]
     color: ColorChoice,
     #[command(subcommand)]
     command: Command,

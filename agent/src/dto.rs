@@ -113,6 +113,16 @@ pub enum DirectionWord {
     Egress,
 }
 
+impl DirectionWord {
+    /// The word.
+    pub const fn as_label(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+}
+
 impl From<Direction> for DirectionWord {
     fn from(direction: Direction) -> Self {
         match direction {

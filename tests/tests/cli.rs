@@ -160,6 +160,63 @@ fn without_an_agent_the_socket_and_the_remedy_are_named() {
 }
 
 #[test]
+fn a_port_that_was_forgotten_is_said_before_an_agent_is_looked_for() {
+    let run = picket(&["can", "a/b", "c/d", "--socket", "/nonexistent/agent.sock"]);
+    assert_eq!((run.code, run.out.as_str()), (2, ""));
+    assert!(
+        run.err.starts_with("picket: c/d: on which port?"),
+        "{}",
+        run.err
+    );
+}
+
+#[test]
+fn yaml_says_what_json_says() {
+    let question = ["can", "lending/deploy/desk", "records/postgres-0:5432"];
+    let said = |form| judged(&[&question[..], &["-o", form]].concat());
+    let (yaml, json) = (said("yaml"), said("json"));
+    assert_eq!((yaml.code, yaml.err.as_str()), (0, ""));
+    assert!(
+        yaml.out
+            .starts_with("apiVersion: picket.dev/v1alpha1\nkind: Explanation\n"),
+        "{}",
+        yaml.out
+    );
+    assert!(
+        yaml.out
+            .contains("\n  rule: records/allow-desk/ingress/0\n"),
+        "{}",
+        yaml.out
+    );
+    // A line of YAML is a line of JSON, less what only closes.
+    let values = |text: &str| text.matches("lending").count();
+    assert_eq!(values(&yaml.out), values(&json.out));
+
+    let matrix = judged(&["matrix", "-o", "yaml"]);
+    assert!(
+        matrix.out.starts_with(
+            "apiVersion: picket.dev/v1alpha1\nkind: Matrix\nitems:\n- {\"from\":\"edge/"
+        ),
+        "{}",
+        matrix.out
+    );
+}
+
+#[test]
+fn where_nothing_can_be_judged_the_reason_is_said_and_no_line_is_written() {
+    let folder = std::env::temp_dir().join(format!("picket-cli-empty-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let run = picket(&["matrix", "-o", "jsonl", "-f", folder.to_str().unwrap()]);
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert_eq!((run.code, run.out.as_str()), (0, ""));
+    assert!(
+        run.err.contains("states no pod with an address") && run.err.contains("picket-cli-empty"),
+        "{}",
+        run.err
+    );
+}
+
+#[test]
 fn matrix_lines_have_the_fixed_form_and_order() {
     let run = judged(&["matrix", "-o", "jsonl"]);
     assert_eq!((run.code, run.err.as_str()), (0, ""));

@@ -1,10 +1,14 @@
 //! Who a reference means among the pods there are; for unknown names, the nearest ones there are.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use agent_policy::cluster::Cluster;
+use agent_policy::explain::distance;
 use agent_policy::model::{ObjectName, Phase, Pod};
 
 use super::reference::{Reference, Who, short_kind};
@@ -64,6 +68,14 @@ pub enum ResolveError {
         "{0}: no pod of it has an address yet (status.podIP), so nothing can reach it or be reached by it"
     )]
     NoAddress(String),
+    /// No Node object is called so, or it states no address.
+    #[error("node {name}: {}", node_text(.known))]
+    Node {
+        /// The name.
+        name: String,
+        /// Nodes with an address.
+        known: Vec<String>,
+    },
     /// Two workloads share the name.
     #[error("{name}: there are several; write one of {}", .candidates.join(", "))]
     Ambiguous {
@@ -72,6 +84,17 @@ pub enum ResolveError {
         /// The references that are unique.
         candidates: Vec<String>,
     },
+}
+
+fn node_text(known: &[String]) -> String {
+    if known.is_empty() {
+        "no Node object states an address; write the address instead".to_owned()
+    } else {
+        format!(
+            "there is none with an address; there are {}",
+            known.join(", ")
+        )
+    }
 }
 
 fn nearest_text(nearest: &[String]) -> String {
@@ -106,6 +129,7 @@ pub fn resolve(
                 ends: vec![end],
             })
         }
+        Who::Node(name) => node(cluster, name),
         Who::Workload {
             namespace,
             kind: "Pod",
@@ -169,6 +193,35 @@ pub fn resolve(
             }
         }
     }
+}
+
+/// A node by its own addresses.
+fn node(cluster: &Cluster, name: &str) -> Result<Resolved, ResolveError> {
+    let found = cluster
+        .nodes()
+        .find(|node| *node.name == *name && !node.addresses.is_empty());
+    let Some(node) = found else {
+        let with_address = cluster.nodes().filter(|node| !node.addresses.is_empty());
+        let mut known: Vec<String> = with_address.map(|node| node.name.to_string()).collect();
+        known.sort_unstable();
+        known.truncate(NEAR_NAMES);
+        return Err(ResolveError::Node {
+            name: name.to_owned(),
+            known,
+        });
+    };
+    let mut ends = Vec::new();
+    for is_family in [IpAddr::is_ipv4 as fn(&IpAddr) -> bool, IpAddr::is_ipv6] {
+        let first = node.addresses.iter().copied().find(is_family);
+        ends.extend(first.map(End::Address));
+    }
+    Ok(Resolved {
+        party: Party {
+            node: Some(name.to_owned()),
+            ..Party::default()
+        },
+        ends,
+    })
 }
 
 /// A pod as a party.
@@ -304,145 +357,5 @@ fn unknown(
             .take(NEAR_NAMES)
             .map(|(_, each)| each)
             .collect(),
-    }
-}
-
-/// Edits that turn one text into another (Levenshtein 1966), row by row.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (above, each) in a.chars().enumerate() {
-        let mut corner = above;
-        let mut left = above + 1;
-        let mut next = Vec::with_capacity(row.len());
-        next.push(left);
-        for (other, up) in b.iter().zip(row.iter().skip(1)) {
-            left = (corner + usize::from(each != *other))
-                .min(up + 1)
-                .min(left + 1);
-            corner = *up;
-            next.push(left);
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use agent_policy::model::{Change, Labels, PodUid};
-
-    use super::*;
-
-    fn pod(namespace: &str, name: &str, workload: &str, address: Option<&str>) -> Pod {
-        Pod {
-            uid: PodUid(format!("{namespace}/{name}").into()),
-            name: ObjectName::new(namespace, name),
-            labels: Labels::from([
-                ("app".to_owned(), "api".to_owned()),
-                ("pod".to_owned(), name.to_owned()),
-            ]),
-            addresses: address
-                .map(|address| address.parse().unwrap())
-                .into_iter()
-                .collect(),
-            ports: Vec::new(),
-            host_network: false,
-            phase: Phase::Live,
-            created: 0,
-            node: String::new(),
-            workload: workload.to_owned(),
-            annotations: Labels::new(),
-        }
-    }
-
-    fn cluster() -> Cluster {
-        let mut cluster = Cluster::new();
-        for pod in [
-            pod("shop", "api-1", "Deployment/api", Some("10.0.0.1")),
-            pod("shop", "api-2", "Deployment/api", Some("10.0.0.2")),
-            pod("shop", "db-0", "StatefulSet/db", Some("10.0.0.3")),
-            pod("shop", "db-report", "Job/db", Some("10.0.0.4")),
-            pod("shop", "late", "Pod/late", None),
-        ] {
-            cluster.apply(Change::Pod(Box::new(pod)));
-        }
-        cluster
-    }
-
-    fn names(text: &str) -> Result<Vec<String>, ResolveError> {
-        let resolved = resolve(&cluster(), &text.parse().unwrap(), "shop")?;
-        Ok(resolved
-            .ends
-            .iter()
-            .map(|end| match end {
-                End::Pod(pod) => pod.name.to_string(),
-                End::Address(address) => address.to_string(),
-            })
-            .collect())
-    }
-
-    #[test]
-    fn references_mean_pods_workloads_and_addresses() {
-        assert_eq!(names("shop/api-1").unwrap(), ["shop/api-1"]);
-        assert_eq!(names("api-1").unwrap(), ["shop/api-1"]);
-        assert_eq!(names("pod/api-1").unwrap(), ["shop/api-1"]);
-        assert_eq!(
-            names("shop/deploy/api").unwrap(),
-            ["shop/api-1", "shop/api-2"]
-        );
-        assert_eq!(
-            names("shop/api").unwrap(),
-            ["shop/api-1", "shop/api-2"],
-            "the only workload called so"
-        );
-        assert_eq!(
-            names("10.0.0.3").unwrap(),
-            ["shop/db-0"],
-            "a pod's address is the pod"
-        );
-        assert_eq!(names("192.0.2.1").unwrap(), ["192.0.2.1"]);
-    }
-
-    #[test]
-    fn a_workload_shows_only_labels_that_all_its_pods_have() {
-        let resolved = resolve(&cluster(), &"shop/deploy/api".parse().unwrap(), "x").unwrap();
-        assert_eq!(
-            resolved.party.labels,
-            Labels::from([("app".to_owned(), "api".to_owned())])
-        );
-    }
-
-    #[test]
-    fn unknown_names_come_with_the_nearest_there_are() {
-        assert_eq!(
-            names("shop/deploy/apj").unwrap_err().to_string(),
-            "deployment shop/apj: there is none; nearest: shop/deploy/api, shop/job/db, shop/sts/db"
-        );
-        assert_eq!(
-            names("shp/api-1").unwrap_err().to_string(),
-            "pod or workload shp/api-1: there is none; nearest: shop/api-1, shop/api-2, shop/deploy/api"
-        );
-    }
-
-    #[test]
-    fn what_is_not_unique_or_not_reachable_is_said() {
-        assert_eq!(
-            names("shop/db").unwrap_err().to_string(),
-            "shop/db: there are several; write one of shop/job/db, shop/sts/db"
-        );
-        assert!(
-            names("shop/late")
-                .unwrap_err()
-                .to_string()
-                .contains("status.podIP")
-        );
-    }
-
-    #[test]
-    fn distance_counts_edits() {
-        assert_eq!(distance("kitten", "sitting"), 3);
-        assert_eq!(distance("", "abc"), 3);
-        assert_eq!(distance("same", "same"), 0);
     }
 }

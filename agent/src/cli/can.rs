@@ -1,14 +1,10 @@
 //! `picket can`: may one reach the other?
 
-use std::io::Write as _;
-use std::path::PathBuf;
-
-use super::client::Socket;
-use super::offline::Manifests;
-use super::output::{self, Format, Terminal};
+use super::asking::Asking;
+use super::output::Terminal;
 use super::{Outcome, explain};
-use crate::answer::{self, Reference};
-use crate::dto::{Explanation, Kind as _};
+use crate::answer::{self, AnswerError, Reference};
+use crate::dto::Explanation;
 
 /// May FROM open a connection to TO? By which rule, or what is missing
 #[derive(Debug, clap::Args)]
@@ -29,44 +25,26 @@ pub(super) struct Args {
     /// To whom, with a port
     #[arg(value_name = "TO:PORT")]
     to: Reference,
-    /// Judge these manifests instead of asking the agent
-    #[arg(short, long, value_name = "DIR")]
-    filename: Vec<PathBuf>,
-    /// Namespace of names that say none
-    #[arg(short, long, value_name = "NS", default_value = "default")]
-    namespace: String,
     #[command(flatten)]
-    socket: Socket,
-    /// How to print it
-    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
-    output: Format,
+    asking: Asking,
 }
 
 impl Args {
     pub(super) fn run(&self, terminal: &Terminal) -> anyhow::Result<Outcome> {
-        let (explanation, manifests) = if self.filename.is_empty() {
-            let query = [
-                ("from", self.from.to_string()),
-                ("to", self.to.to_string()),
-                ("namespace", self.namespace.clone()),
-            ];
-            (
-                self.socket.get::<Explanation>("/v1/can", &query)?.body,
-                None,
-            )
-        } else {
-            let manifests = Manifests::load(&self.filename, terminal)?;
-            let explanation =
-                answer::can(&manifests.cluster, &self.from, &self.to, &self.namespace)?;
-            (explanation, Some(manifests))
-        };
-        let mut out = output::stdout();
-        match self.output {
-            Format::Table => explain::write_can(&mut out, terminal, &explanation)?,
-            Format::Json => output::write_json(&mut out, &explanation.clone().into_document())?,
+        // Said before an agent is looked for: it would say the same.
+        if self.to.port.is_none() {
+            return Err(AnswerError::PortMissing(self.to.to_string()).into());
         }
-        out.flush()?;
-        let outcome = explain::outcome(explanation.verdict);
-        Ok(manifests.map_or(outcome, |manifests| manifests.outcome(outcome)))
+        let answer = self.asking.about_pair::<Explanation>(
+            terminal,
+            "/v1/can",
+            (&self.from, &self.to),
+            |cluster, namespace| answer::can(cluster, &self.from, &self.to, namespace),
+        )?;
+        let explanation = &answer.document.body;
+        self.asking.output.print(&answer.document, |out| {
+            explain::write_can(out, terminal, explanation)
+        })?;
+        Ok(answer.outcome(explain::outcome(explanation.verdict)))
     }
 }

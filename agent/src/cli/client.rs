@@ -53,8 +53,8 @@ impl Socket {
         })
     }
 
-    /// Asks for server-sent events and hands each one's kind and data to `each`, until the agent
-    /// ends the stream or `each` says that it is enough.
+    /// Asks for server-sent events and hands each one's kind and data to `each`, until Ctrl-C; the
+    /// agent's end is an error, and so is what `each` refuses.
     pub(super) fn follow(
         &self,
         path: &str,
@@ -76,8 +76,11 @@ impl Socket {
             loop {
                 tokio::select! {
                     frame = body.frame() => {
-                        let Some(frame) = frame else { return Ok(()) };
-                        let Ok(data) = frame.context("the agent broke off")?.into_data() else { continue };
+                        let Some(frame) = frame else { bail!(gone(&self.socket)) };
+                        let Ok(data) = frame.map_err(|error| {
+                            tracing::debug!(%error, "the stream broke");
+                            anyhow!(gone(&self.socket))
+                        })?.into_data() else { continue };
                         for event in reader.push(&data) {
                             each(Received::Event { kind: &event.kind, data: &event.data })?;
                         }
@@ -146,13 +149,21 @@ fn absent(socket: &Path, error: &std::io::Error) -> String {
     let why = if kind == ErrorKind::NotFound {
         "there is no such socket; is the agent running, and is --socket right?".to_owned()
     } else if kind == ErrorKind::ConnectionRefused {
-        "the socket is there, but nobody listens; the agent has stopped".to_owned()
+        "the socket is there, but nobody listens: the agent has ended; pods keep the policy they had".to_owned()
     } else if kind == ErrorKind::PermissionDenied {
         "permission denied; ask as root".to_owned()
     } else {
         error.to_string()
     };
     format!("no agent answers at {}: {why}", socket.display())
+}
+
+/// The agent ended while it was listened to.
+fn gone(socket: &Path) -> String {
+    format!(
+        "the agent at {} is gone; pods keep the policy they had until it is back",
+        socket.display()
+    )
 }
 
 fn problem(status: StatusCode, body: &[u8]) -> String {

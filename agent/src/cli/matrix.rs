@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use agent_policy::matrix::{Matrix, Port, Question, matrix};
+use agent_policy::matrix::{End, Matrix, Port, Question, matrix};
 use agent_policy::model::Verdict;
 
 use super::offline::Manifests;
@@ -64,57 +64,67 @@ impl Args {
         }
         let mut out = output::stdout();
         match self.output {
-            StreamFormat::Table => {
-                grid::write(&mut out, terminal, &matrix)?;
-                terminal.say(&summary(&matrix));
-            }
+            StreamFormat::Table => grid::write(&mut out, terminal, &matrix)?,
             StreamFormat::Jsonl => write_lines(&mut out, &matrix)?,
             StreamFormat::Json => {
                 write!(
                     out,
                     "{{\"apiVersion\":\"{API_VERSION}\",\"kind\":\"Matrix\",\"items\":["
                 )?;
-                write_objects(&mut out, &matrix, ",\n")?;
+                write_objects(&mut out, &matrix, "", ",\n")?;
                 writeln!(out, "]}}")?;
+            }
+            StreamFormat::Yaml => {
+                let none = if matrix.rows.is_empty() { " []" } else { "" };
+                writeln!(out, "apiVersion: {API_VERSION}\nkind: Matrix\nitems:{none}")?;
+                // An object in JSON is one in YAML (YAML 1.2.2 §7.4.2).
+                write_objects(&mut out, &matrix, "- ", "\n")?;
             }
         }
         out.flush()?;
+        if matrix.rows.is_empty() {
+            terminal.say(&nothing(&matrix, &self.filename));
+        } else if self.output == StreamFormat::Table {
+            terminal.say(&summary(&matrix));
+        }
         Ok(manifests.outcome(Outcome::Yes))
     }
 }
 
 /// One object a line. Other programs read this form: keys and their order are fixed.
 fn write_lines(out: &mut impl Write, matrix: &Matrix) -> anyhow::Result<()> {
-    write_objects(out, matrix, "\n")?;
-    if !matrix.rows.is_empty() {
-        out.write_all(b"\n")?;
-    }
-    Ok(())
+    write_objects(out, matrix, "", "\n")
 }
 
-fn write_objects(out: &mut impl Write, matrix: &Matrix, between: &str) -> anyhow::Result<()> {
+/// `before` stands before each object; `end` after each, and a line feed after the last.
+fn write_objects(
+    out: &mut impl Write,
+    matrix: &Matrix,
+    before: &str,
+    end: &str,
+) -> anyhow::Result<()> {
     // Each name is quoted once, not once a row.
     let names: Vec<String> = matrix
         .ends
         .iter()
         .map(|end| serde_json::to_string(&end.to_string()))
         .collect::<Result<_, _>>()?;
-    for (place, row) in matrix.rows.iter().enumerate() {
-        if place > 0 {
-            out.write_all(between.as_bytes())?;
-        }
+    let mut rows = matrix.rows.iter().peekable();
+    while let Some(row) = rows.next() {
         let (Some(from), Some(to)) = (names.get(row.from), names.get(row.to)) else {
             continue;
         };
         write!(
             out,
-            r#"{{"from":{from},"to":{to},"protocol":"{}","port":{},"ingress":"{}","egress":"{}","verdict":"{}"}}"#,
+            r#"{before}{{"from":{from},"to":{to},"protocol":"{}","port":{},"ingress":"{}","egress":"{}","verdict":"{}"}}"#,
             row.port.protocol,
             row.port.number,
             row.ingress,
             row.egress,
             row.verdict(),
         )?;
+        let end = if rows.peek().is_some() { end } else { "\n" };
+        out.write_all(end.as_bytes())?;
     }
     Ok(())
 }
@@ -129,13 +139,42 @@ fn summary(matrix: &Matrix) -> String {
         "{} of {} allowed, among {}",
         grouped(allowed as u64),
         counted(matrix.rows.len(), "connection", "connections"),
-        counted(matrix.ends.len(), "end", "ends"),
+        ends(matrix),
     )
+}
+
+/// `7 pods and 1 address`.
+fn ends(matrix: &Matrix) -> String {
+    let is_external = |end: &&End| matches!(end, End::External(_));
+    let addresses = matrix.ends.iter().filter(is_external).count();
+    let pods = counted(matrix.ends.len() - addresses, "pod", "pods");
+    if addresses == 0 {
+        return pods;
+    }
+    format!("{pods} and {}", counted(addresses, "address", "addresses"))
+}
+
+/// Why there is not one row.
+fn nothing(matrix: &Matrix, paths: &[PathBuf]) -> String {
+    let paths: Vec<String> = paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    let paths = paths.join(", ");
+    match matrix.ends.as_slice() {
+        [] => format!("nothing to judge: {paths} states no pod with an address (status.podIPs)"),
+        [only] => format!("nothing to judge: {only} is alone in {paths}"),
+        _ => format!(
+            "nothing to judge: among {} in {paths} no pod declares a container port; add --port, \
+             for example --port TCP/8080",
+            ends(matrix)
+        ),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use agent_policy::matrix::{End, Row};
+    use agent_policy::matrix::Row;
     use agent_policy::model::Protocol;
 
     use super::*;

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use super::Outcome;
 use super::client::Socket;
 use super::explain::seconds_since;
-use super::output::{self, Cell, Column, Format, Paint, Table, Terminal, age, counted, grouped};
+use super::output::{Cell, Column, Format, Paint, Table, Terminal, age, counted, grouped};
 use crate::dto::{DirectionWord, Endpoint, EndpointState, MapFill, Status, Unclaimed};
 
 /// Is policy enforced on this node? Pods, isolation, drops, findings, maps
@@ -44,20 +44,15 @@ impl Args {
                 .endpoints
                 .retain(|endpoint| endpoint.namespace == *namespace);
         }
-        let mut out = output::stdout();
-        match self.output {
-            Format::Json => output::write_json(&mut out, &document)?,
-            Format::Table => {
-                write_status(
-                    &mut out,
-                    terminal,
-                    &document.body,
-                    self.no_headers,
-                    jiff::Timestamp::now(),
-                )?;
-            }
+        self.output.print(&document, |out| {
+            let now = jiff::Timestamp::now();
+            write_status(out, terminal, &document.body, self.no_headers, now)
+        })?;
+        if let Some(namespace) = &self.namespace
+            && document.body.endpoints.is_empty()
+        {
+            terminal.say(&format!("no pod of namespace {namespace} is on this node"));
         }
-        out.flush()?;
         Ok(if is_clean(&document.body) {
             Outcome::Yes
         } else {

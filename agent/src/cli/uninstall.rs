@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 
 use super::Outcome;
-use super::output::{self, Format, Terminal, counted};
+use super::output::{Format, Terminal, counted};
 use crate::config::DEFAULT_PINS;
 use crate::dataplane::{Uninstalled, uninstall};
 use crate::dto::{Kind as _, Removal};
@@ -40,26 +40,22 @@ impl Args {
         }
         let uninstalled = uninstall(&self.pins)
             .with_context(|| format!("removing what is pinned under {}", self.pins.display()))?;
-        let removal = removed(&uninstalled);
-        let mut out = output::stdout();
-        match self.output {
-            Format::Json => output::write_json(&mut out, &removal.into_document())?,
-            Format::Table => {
-                for line in &removal.removed {
-                    writeln!(out, "removed {line}")?;
-                }
-                if removal.removed.is_empty() {
-                    writeln!(
-                        out,
-                        "nothing of Picket is pinned under {}",
-                        self.pins.display()
-                    )?;
-                } else {
-                    writeln!(out, "nothing is enforced on this node any more")?;
-                }
+        let document = removed(&uninstalled).into_document();
+        let lines = &document.body.removed;
+        self.output.print(&document, |out| {
+            for line in lines {
+                writeln!(out, "removed {line}")?;
             }
-        }
-        out.flush()?;
+            if lines.is_empty() {
+                writeln!(
+                    out,
+                    "nothing of Picket is pinned under {}",
+                    self.pins.display()
+                )
+            } else {
+                writeln!(out, "nothing is enforced on this node any more")
+            }
+        })?;
         Ok(Outcome::Yes)
     }
 

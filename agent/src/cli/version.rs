@@ -6,7 +6,7 @@ use agent_common::maps::LAYOUT_VERSION;
 use serde::Serialize;
 
 use super::Outcome;
-use super::output::{self, Format};
+use super::output::Format;
 use crate::dto::API_VERSION;
 
 /// Show the version of this binary and of what it shares with the kernel and with clients
@@ -38,16 +38,13 @@ impl Args {
             version: env!("CARGO_PKG_VERSION"),
             map_layout: LAYOUT_VERSION,
         };
-        let mut out = output::stdout();
-        match self.output {
-            Format::Table => writeln!(
+        self.output.print(&versions, |out| {
+            writeln!(
                 out,
                 "picket {} (map layout {}, API {})",
                 versions.version, versions.map_layout, versions.api_version
-            )?,
-            Format::Json => output::write_json(&mut out, &versions)?,
-        }
-        out.flush()?;
+            )
+        })?;
         Ok(Outcome::Yes)
     }
 }

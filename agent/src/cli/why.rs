@@ -1,14 +1,12 @@
 //! `picket why`: explains a verdict, or the latest refusals at a workload.
 
 use std::io::Write as _;
-use std::path::PathBuf;
 
-use super::client::Socket;
-use super::offline::Manifests;
-use super::output::{self, Format, Terminal};
+use super::asking::Asking;
+use super::output::Terminal;
 use super::{Outcome, explain};
 use crate::answer::{self, Reference};
-use crate::dto::{DenialList, ExplanationList, Kind as _, VerdictWord};
+use crate::dto::{DenialList, ExplanationList, VerdictWord};
 
 /// Why may FROM reach TO, or not? Isolating policies, deciding rule or nearest miss
 #[derive(Debug, clap::Args)]
@@ -38,17 +36,8 @@ pub(super) struct Args {
     /// Explain the latest refusals of connections to and from this one instead
     #[arg(long = "to", value_name = "WHO", conflicts_with_all = ["from", "filename"])]
     latest: Option<Reference>,
-    /// Judge these manifests instead of asking the agent
-    #[arg(short, long, value_name = "DIR")]
-    filename: Vec<PathBuf>,
-    /// Namespace of names that say none
-    #[arg(short, long, value_name = "NS", default_value = "default")]
-    namespace: String,
     #[command(flatten)]
-    socket: Socket,
-    /// How to print it
-    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
-    output: Format,
+    asking: Asking,
 }
 
 impl Args {
@@ -66,35 +55,23 @@ impl Args {
         from: &Reference,
         to: &Reference,
     ) -> anyhow::Result<Outcome> {
-        let (list, manifests) = if self.filename.is_empty() {
-            let query = [
-                ("from", from.to_string()),
-                ("to", to.to_string()),
-                ("namespace", self.namespace.clone()),
-            ];
-            (
-                self.socket.get::<ExplanationList>("/v1/why", &query)?.body,
-                None,
-            )
-        } else {
-            let manifests = Manifests::load(&self.filename, terminal)?;
-            let items = answer::why(&manifests.cluster, from, to, &self.namespace)?;
-            (ExplanationList { items }, Some(manifests))
-        };
-        let mut out = output::stdout();
-        match self.output {
-            Format::Json => output::write_json(&mut out, &list.clone().into_document())?,
-            Format::Table => {
-                for (place, explanation) in list.items.iter().enumerate() {
-                    if place > 0 {
-                        writeln!(out)?;
-                    }
-                    explain::write_why(&mut out, terminal, explanation)?;
+        let answer =
+            self.asking
+                .about_pair(terminal, "/v1/why", (from, to), |cluster, namespace| {
+                    let items = answer::why(cluster, from, to, namespace)?;
+                    Ok(ExplanationList { items })
+                })?;
+        let items = &answer.document.body.items;
+        self.asking.output.print(&answer.document, |out| {
+            for (place, explanation) in items.iter().enumerate() {
+                if place > 0 {
+                    writeln!(out)?;
                 }
+                explain::write_why(out, terminal, explanation)?;
             }
-        }
-        out.flush()?;
-        let verdicts = || list.items.iter().map(|item| item.verdict);
+            Ok(())
+        })?;
+        let verdicts = || items.iter().map(|item| item.verdict);
         let outcome = if verdicts().any(|verdict| verdict == VerdictWord::Deny) {
             Outcome::No
         } else if verdicts().all(|verdict| verdict == VerdictWord::Allow) {
@@ -102,21 +79,16 @@ impl Args {
         } else {
             Outcome::CannotTell
         };
-        Ok(manifests.map_or(outcome, |manifests| manifests.outcome(outcome)))
+        Ok(answer.outcome(outcome))
     }
 
     fn explain_latest(&self, terminal: &Terminal, who: &Reference) -> anyhow::Result<Outcome> {
-        let query = [
-            ("to", who.to_string()),
-            ("namespace", self.namespace.clone()),
-        ];
-        let list = self.socket.get::<DenialList>("/v1/why", &query)?.body;
-        let mut out = output::stdout();
-        match self.output {
-            Format::Json => output::write_json(&mut out, &list.clone().into_document())?,
-            Format::Table => explain::write_denials(&mut out, terminal, &who.to_string(), &list)?,
-        }
-        out.flush()?;
+        let answer = self.asking.agent::<DenialList>("/v1/why", &[("to", who)])?;
+        let list = &answer.document.body;
+        self.asking.output.print(&answer.document, |out| {
+            explain::write_denials(out, terminal, &who.to_string(), list)
+        })?;
+        explain::say_lost(terminal, list.lost);
         Ok(if list.items.is_empty() {
             Outcome::Yes
         } else {

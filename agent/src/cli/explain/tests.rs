@@ -1,7 +1,7 @@
 //! How explanations read, word for word.
 
 use super::*;
-use crate::dto::{Condition, Party};
+use crate::dto::{Addition, Condition, DirectionWord, Isolating, NearRule, Party};
 
 fn workload(namespace: &str, workload: &str) -> Party {
     Party {
