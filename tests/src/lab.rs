@@ -214,12 +214,12 @@ impl Lab {
         let here = VethEnd {
             name: link,
             index,
-            mac: mac(0x02, index),
+            mac: mac(NEAR, index),
         };
         let there = VethEnd {
             name: "eth0",
             index: ETH0,
-            mac: mac(0x06, index),
+            mac: mac(FAR, index),
         };
         let mut inside = namespace.enter(|| {
             prepare_network()?;
@@ -376,6 +376,10 @@ fn host_bits(address: IpAddr) -> u8 {
 }
 
 /// A locally administered address, the same in every run.
+/// First byte of the hardware address of a veth end: the node's, the other one's.
+const NEAR: u8 = 0x02;
+const FAR: u8 = 0x06;
+
 fn mac(kind: u8, index: u32) -> Mac {
     let [a, b, c, d] = index.to_be_bytes();
     [kind, 0x70, a, b, c, d]

@@ -98,9 +98,9 @@ pub struct Matrix {
 ///
 /// A pair is judged once, on the first of the destination's addresses whose family the source has
 /// too; a pair without one has no row. hostNetwork pods are ends with their node's address, like
-/// it not isolated, and let in by every pod of their node. Completed pods, pods without an address, and pods all of whose addresses
-/// by now belong to another pod are left out, each with a finding; so is an endpoint without a
-/// port to judge as destination.
+/// it not isolated, and let in by every pod of their node. Completed pods, pods without an address,
+/// and pods all of whose addresses by now belong to another pod are left out, each with a finding;
+/// so is an endpoint without a port to judge as destination.
 pub fn matrix(cluster: &Cluster, question: &Question) -> Matrix {
     let mut findings = Vec::new();
     let (sides, rules) = ends::sides(cluster, question, &mut findings);
@@ -145,9 +145,13 @@ pub fn matrix(cluster: &Cluster, question: &Question) -> Matrix {
         }
     }
     if pairs_without_family > 0 {
+        let pairs = match pairs_without_family {
+            1 => "1 pair has".to_owned(),
+            several => format!("{several} pairs have"),
+        };
         findings.push(ends::warning(
             "matrix",
-            format!("{pairs_without_family} pairs have no address family in common: no row"),
+            format!("{pairs} no address family in common: no row"),
         ));
     }
     Matrix {

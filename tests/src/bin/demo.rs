@@ -2,17 +2,17 @@
 //! network namespaces, with the real agent, measured with real sockets after each step.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use agent::dto::{DirectionWord, Explanation, ExplanationList, Status};
+use agent::dto::{Explanation, ExplanationList, Status};
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use tests::demo::page::{Ink, Page};
+use tests::demo::page::{Ink, Page, brief};
 use tests::demo::paths::{self, Cell, Paths};
 use tests::demo::story::{CLUSTER, INTERNET, OUTSIDE, STEPS, Service, Step};
-use tests::lab::agent::{Agent, ask};
+use tests::lab::agent::{Agent, ask, picket};
 use tests::lab::stage::Stage;
 
 /// Exit code when something went wrong.
@@ -23,8 +23,8 @@ const EXPLAINED: usize = 2;
 const FAR: usize = 9;
 /// How many endpoints' drop counters are shown.
 const COUNTED: usize = 4;
-/// Width of notes.
-const NOTE: usize = 98;
+/// The path of the rogue pod that is explained once it is denied.
+const ROGUE: (&str, &str) = ("sandbox/rogue", "data/db");
 
 /// Show Picket at work: a shop from flat network to least privilege, on real packets
 ///
@@ -39,12 +39,22 @@ fn main() -> ExitCode {
     let Arguments {} = Arguments::parse();
     match run(&Page::open()) {
         Ok(()) => ExitCode::SUCCESS,
+        // `cargo xtask demo | head`: the reader has what it wanted.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // Nobody is left to tell when standard error is closed.
             writeln!(std::io::stderr(), "\ndemo: {error:#}").unwrap_or_default();
             ExitCode::from(EXIT_ERROR)
         }
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+    })
 }
 
 fn run(page: &Page) -> Result<()> {
@@ -75,9 +85,7 @@ fn run(page: &Page) -> Result<()> {
     let command = "picket agent --manifests …: programs loaded, attached to 9 pods, ready";
     let ready = format!("{command} ({} ms)", started.elapsed().as_millis());
     page.note("agent", Ink::Bold, &[ready])?;
-    let legend = "✓ reached  ✗ denied  · itself; both families, TCP or UDP. Set off (or * without \
-                  colour): changed by this step";
-    page.note("legend", Ink::Bold, &[legend.to_owned()])?;
+    page.note("legend", Ink::Bold, &[page.legend()])?;
 
     let mut before: Option<Paths> = None;
     let mut counted = drops()?;
@@ -104,11 +112,25 @@ fn run(page: &Page) -> Result<()> {
         "{} s; the lab lived in namespaces of this process and is gone with it. Look further:",
         begin.elapsed().as_secs()
     );
+    let picket = picket()?;
+    let here = std::env::current_dir().unwrap_or_default();
+    let picket = picket.strip_prefix(&here).unwrap_or(&picket).display();
+    let picket = picket.to_string();
+    let wide = picket.chars().count() + " why A B:PORT -f DIR".len();
     let further = [
         end,
-        "  cargo xtask lab -f DIR        measure your own manifests like this".to_owned(),
-        "  picket matrix -f DIR          the same matrix, judged without a lab".to_owned(),
-        "  picket why A B:PORT -f DIR    which rule admits it, or what is missing".to_owned(),
+        format!(
+            "  {:wide$}   measure your own manifests like this",
+            "cargo xtask lab -f DIR"
+        ),
+        format!(
+            "  {:wide$}   the same matrix, judged without a lab",
+            format!("{picket} matrix -f DIR")
+        ),
+        format!(
+            "  {:wide$}   which rule admits it, or what is missing",
+            format!("{picket} why A B:PORT -f DIR")
+        ),
     ];
     page.note("done", Ink::Green, &further)?;
     page.line("")
@@ -187,7 +209,7 @@ fn changes(page: &Page, before: &Paths, paths: &Paths) -> Result<()> {
             &["nothing: no path opened, none closed".to_owned()],
         );
     }
-    page.note("opened", Ink::Green, &named(&opened))?;
+    page.note("opened", Ink::Green, &page.gathered(&named(&opened)))?;
     let needed: Vec<Cell> = closed
         .iter()
         .copied()
@@ -200,43 +222,32 @@ fn changes(page: &Page, before: &Paths, paths: &Paths) -> Result<()> {
             closed.len(),
             needed.len()
         ));
-        lines.extend(named(&needed));
+        lines.extend(page.gathered(&named(&needed)));
     }
     page.note("closed", Ink::Red, &lines)
 }
 
-/// Paths by name, in lines.
+/// Paths by name.
 fn named(cells: &[Cell]) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for (from, service) in cells.iter().filter_map(|cell| paths::ends(*cell)) {
-        let name = format!(
-            "{from} → {} {}/{}",
-            service.at, service.protocol, service.port
-        );
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + name.chars().count() + 3 <= NOTE => {
-                line.push_str(" · ");
-                line.push_str(&name);
-            }
-            _ => lines.push(name),
-        }
-    }
-    lines
+    let ends = cells.iter().filter_map(|cell| paths::ends(*cell));
+    ends.map(|(from, service)| path(from, service)).collect()
 }
 
-/// The denied paths that the shop needs, explained by the agent.
+fn path(from: &str, service: &Service) -> String {
+    format!(
+        "{from} → {} {}/{}",
+        service.at, service.protocol, service.port
+    )
+}
+
+/// The denied paths that the shop needs, explained by the agent, and one that it does not.
 fn denials(page: &Page, paths: &Paths) -> Result<()> {
-    let denied: Vec<Cell> = paths
+    let denied = paths
         .iter()
-        .filter(|(cell, reach)| !reach.is_open() && paths::is_needed(**cell))
-        .map(|(cell, _)| *cell)
-        .collect();
-    let mut explained: Vec<(Cell, Explanation)> = Vec::new();
-    for cell in &denied {
-        let Some((from, service)) = paths::ends(*cell) else {
-            continue;
-        };
-        explained.push((*cell, explanation(from, service)?));
+        .filter(|(cell, reach)| !reach.is_open() && paths::is_needed(**cell));
+    let mut explained = Vec::new();
+    for (from, service) in denied.filter_map(|(cell, _)| paths::ends(*cell)) {
+        explained.push((path(from, service), explanation(from, service)?));
     }
     // The nearer a rule, the more there is to learn.
     explained.sort_by_key(|(_, explanation)| failing(explanation));
@@ -244,12 +255,39 @@ fn denials(page: &Page, paths: &Paths) -> Result<()> {
         let word = if place == 0 { "denied" } else { "" };
         page.note(word, Ink::Red, &page.reasons(explanation))?;
     }
-    let others: Vec<Cell> = explained
-        .iter()
-        .skip(EXPLAINED)
-        .map(|(cell, _)| *cell)
-        .collect();
-    page.note("also", Ink::Red, &named(&others))
+    page.note(
+        "also",
+        Ink::Red,
+        &in_columns(explained.get(EXPLAINED..).unwrap_or_default()),
+    )?;
+    let rogue = paths.iter().find_map(|(cell, reach)| {
+        let (from, service) = paths::ends(*cell)?;
+        (!reach.is_open() && (from, service.at) == ROGUE).then_some((from, service))
+    });
+    let Some((from, service)) = rogue else {
+        return Ok(());
+    };
+    let kept_out = (path(from, service), explanation(from, service)?);
+    page.note(
+        "kept out",
+        Ink::Bold,
+        &in_columns(std::slice::from_ref(&kept_out)),
+    )
+}
+
+/// Each path's name, and beside it why it is denied.
+fn in_columns(explained: &[(String, Explanation)]) -> Vec<String> {
+    let names = explained.iter().map(|(name, _)| name.chars().count());
+    let wide = names.max().unwrap_or_default();
+    let mut lines = Vec::new();
+    for (name, explanation) in explained {
+        let mut name = name.as_str();
+        for side in brief(explanation) {
+            lines.push(format!("{name:wide$}   {side}"));
+            name = "";
+        }
+    }
+    lines
 }
 
 /// How many conditions of the nearest rules fail; a side without any rule counts most.
@@ -303,10 +341,7 @@ fn drops() -> Result<Drops> {
     let mut drops = Drops::default();
     for endpoint in &status.endpoints {
         for direction in &endpoint.directions {
-            let word = match direction.direction {
-                DirectionWord::Ingress => "ingress",
-                DirectionWord::Egress => "egress",
-            };
+            let word = direction.direction.as_label();
             for (reason, traffic) in &direction.dropped {
                 let name = format!("{}/{}", endpoint.namespace, endpoint.pod);
                 *drops.endpoints.entry(name).or_default() += traffic.packets;
@@ -344,7 +379,7 @@ fn counters(page: &Page, before: &Drops, now: &Drops) -> Result<()> {
         .map(|(packets, name)| format!("{name} {packets}"))
         .collect();
     if endpoints.len() > COUNTED {
-        most.push(format!("{} more", endpoints.len() - COUNTED));
+        most.push(format!("{} more pods", endpoints.len() - COUNTED));
     }
     let lines = [
         format!("{total} packets: {}", reasons.join(", ")),

@@ -78,6 +78,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let judged = measure::judged(&manifests.cluster, &question)?;
     complain(&manifests.remarks.join("\n"));
     complain(&judged.remarks.join("\n"));
+    if judged.rows.is_empty() {
+        complain(&format!(
+            "nothing to measure: {} states no two ends with a port between them; see picket matrix",
+            arguments.filename.display()
+        ));
+    }
 
     let mut lab = Lab::enter()?;
     lab.lay_out(&manifests, &arguments.endpoints)?;

@@ -23,6 +23,8 @@ mod attribute {
     pub(super) const ADDRESS: u16 = 1;
     pub(super) const ADDRESS_LOCAL: u16 = 2;
     pub(super) const ADDRESS_FLAGS: u16 = 8;
+    pub(super) const NEIGHBOUR_ADDRESS: u16 = 1;
+    pub(super) const NEIGHBOUR_MAC: u16 = 2;
     pub(super) const ROUTE_DESTINATION: u16 = 1;
     pub(super) const ROUTE_LINK: u16 = 4;
     pub(super) const ROUTE_GATEWAY: u16 = 5;
@@ -180,6 +182,23 @@ impl Netlink {
         message.word(a::ADDRESS_FLAGS, libc::IFA_F_NODAD);
         self.ask(message)
             .with_context(|| format!("adding address {address}/{bits} to link {link}"))
+    }
+
+    /// Says for good who has an address on a link, so that no packet waits for an answer.
+    pub fn add_neighbour(&mut self, link: u32, address: IpAddr, mac: Mac) -> Result<()> {
+        use attribute as a;
+        const NUD_PERMANENT: [u8; 2] = 0x80_u16.to_ne_bytes();
+        let mut message =
+            Message::new(libc::RTM_NEWNEIGH, libc::NLM_F_CREATE | libc::NLM_F_REPLACE);
+        // struct ndmsg
+        message.bytes(&[family(address), 0, 0, 0]);
+        message.bytes(&link.to_ne_bytes());
+        message.bytes(&NUD_PERMANENT);
+        message.bytes(&[0, 0]);
+        message.attribute(a::NEIGHBOUR_ADDRESS, &octets(address));
+        message.attribute(a::NEIGHBOUR_MAC, &mac);
+        self.ask(message)
+            .with_context(|| format!("adding neighbour {address} to link {link}"))
     }
 
     /// Adds a route.

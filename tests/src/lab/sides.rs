@@ -23,7 +23,9 @@ use rustix::net::{
 
 use super::namespace::Namespace;
 use super::netlink::{MAIN_TABLE, Netlink, Route, Rule};
-use super::{ETH0, GATEWAY_V4, GATEWAY_V6, Lab, ROUTER_V4, ROUTER_V6, default_route};
+use super::{
+    ETH0, FAR, GATEWAY_V4, GATEWAY_V6, Lab, NEAR, ROUTER_V4, ROUTER_V6, default_route, mac,
+};
 use crate::probe::packet::{self, Flow};
 
 /// How often a packet is sent before its absence means anything.
@@ -242,6 +244,9 @@ impl Detour {
         let mut inside = lab.connect(&namespace, DETOUR, link)?;
         for (address, bits) in [(ROUTER_V4, 32), (ROUTER_V6, 64)] {
             inside.add_address(ETH0, address, bits)?;
+            // A question that got no answer is asked again after a second: longer than packets are
+            // waited for here.
+            lab.netlink.add_neighbour(link, address, mac(FAR, link))?;
             let everywhere = if address.is_ipv4() {
                 [0_u8; 4].into()
             } else {
@@ -254,6 +259,9 @@ impl Detour {
                 source: None,
                 table: DETOUR_TABLE,
             })?;
+        }
+        for gateway in [GATEWAY_V4, GATEWAY_V6] {
+            inside.add_neighbour(ETH0, gateway, mac(NEAR, link))?;
         }
         default_route(&mut inside, ETH0, GATEWAY_V4, GATEWAY_V6)?;
         // What comes back from the detour goes on to its destination.
