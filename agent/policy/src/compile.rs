@@ -7,7 +7,9 @@
 pub(crate) mod addresses;
 pub(crate) mod atoms;
 pub(crate) mod ids;
+mod judgements;
 pub(crate) mod peer_classes;
+mod peers;
 pub(crate) mod policies;
 pub(crate) mod policy_sets;
 pub(crate) mod port_functions;
@@ -24,11 +26,11 @@ use agent_common::Address;
 use agent_common::maps::{ID_ROWS, PortKey};
 
 use crate::cluster::Cluster;
-use crate::model::{ObjectName, PodUid, RuleId};
+use crate::model::{ObjectName, RuleId};
 use addresses::Addresses;
 use atoms::{AtomContent, AtomId, Atoms};
 use ids::Ids;
-use peer_classes::{Class, ClassId, Classes, Token};
+use peer_classes::{ClassId, Classes};
 use policies::Policies;
 use policy_sets::{NameId, SetId, SetRules, Sets};
 use port_functions::{Function, FunctionId, Functions, Outcome};
@@ -77,13 +79,6 @@ impl Moved {
     }
 }
 
-impl Retired {
-    /// True when nothing was retired.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.rules.is_empty() && self.ports.is_empty()
-    }
-}
-
 /// What packets under way may still read.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Retired {
@@ -93,6 +88,13 @@ pub(crate) struct Retired {
     pub(crate) rules: Vec<RuleId>,
     /// Rows of `PORTS` whose last row of `VERDICTS` is gone: nothing can read these any more.
     pub(crate) ports: Vec<PortKey>,
+}
+
+impl Retired {
+    /// True when nothing was retired.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.rules.is_empty() && self.ports.is_empty()
+    }
 }
 
 impl Compiler {
@@ -203,89 +205,6 @@ impl Compiler {
         }
     }
 
-    /// Brings addresses and prefixes up to date.
-    pub(crate) fn refresh(&mut self, cluster: &Cluster) {
-        for net in std::mem::take(&mut self.stale_prefixes) {
-            let atoms = self.prefixes.atoms_of(net);
-            let tokens: Vec<Token> = atoms.into_iter().map(Token::Atom).collect();
-            let class = self.class(&tokens);
-            self.classes.hold(class);
-            match self.prefixes.want(net, class) {
-                Some(before) => self.release_class(before),
-                None => self.release_class(class),
-            }
-            self.moved.prefixes.insert(net);
-        }
-        for address in std::mem::take(&mut self.stale_addresses) {
-            let wanted = self.tokens(cluster, address).map(|(tokens, owner)| {
-                let class = self.class(&tokens);
-                self.classes.hold(class);
-                (class, owner)
-            });
-            if let Some(before) = self.addresses.want(address, wanted) {
-                self.release_class(before);
-            }
-            self.moved.addresses.insert(address);
-        }
-    }
-
-    /// A key in the maps carries another class now.
-    pub(crate) fn settle_class(&mut self, before: Option<ClassId>, after: Option<ClassId>) {
-        if let Some(after) = after {
-            self.classes.hold_present(after);
-        }
-        if let Some(before) = before
-            && let Some(class) = self.classes.release_present(before)
-        {
-            self.drop_class(before, &class);
-        }
-    }
-
-    /// A key will not carry this class after all.
-    pub(crate) fn release_class(&mut self, id: ClassId) {
-        if let Some(class) = self.classes.release(id) {
-            self.drop_class(id, &class);
-        }
-    }
-
-    /// The function that holds for a set and class; set 0 passes everything.
-    pub(crate) fn function(&self, set: SetId, class: ClassId) -> Option<FunctionId> {
-        if set == SetId::NOT_ISOLATED {
-            Some(self.open)
-        } else {
-            self.rows.function(set, class)
-        }
-    }
-
-    /// True when a packet may be judged differently by (set, class) before and after.
-    pub(crate) fn judges_differently(
-        &self,
-        before: (SetId, ClassId),
-        after: (SetId, ClassId),
-    ) -> bool {
-        let shape = |(set, class)| {
-            self.function(set, class)
-                .and_then(|function| self.functions.shape(function))
-        };
-        shape(before) != shape(after)
-    }
-
-    /// Live sets that may judge one of these tokens.
-    pub(crate) fn sets_of(&self, tokens: impl Iterator<Item = Token>) -> BTreeSet<SetId> {
-        let mut sets = BTreeSet::new();
-        for token in tokens {
-            match token {
-                Token::Atom(atom) => {
-                    if let Some(atom) = self.atoms.get(atom) {
-                        sets.extend(&atom.sets);
-                    }
-                }
-                Token::Port(name, _) => sets.extend(self.names.sets(name)),
-            }
-        }
-        sets
-    }
-
     /// The parts that endpoints' sets are built from.
     pub(crate) fn set_parts(
         &mut self,
@@ -348,138 +267,6 @@ impl Compiler {
                 self.stale_addresses
                     .extend(addresses.filter(|address| is_asked(address, content.as_deref())));
             }
-        }
-    }
-
-    /// What is true of an address that rules know more of than its prefixes do.
-    fn tokens(&self, cluster: &Cluster, address: Address) -> Option<(Vec<Token>, PodUid)> {
-        let pod = cluster.owner_of(address.into())?;
-        let by_labels = self.atoms.of_pod(cluster, pod);
-        let is_selected = !by_labels.is_empty();
-        let mut atoms: BTreeSet<AtomId> = by_labels.into_iter().collect();
-        atoms.extend(self.prefixes.atoms_of(Net::host(address)));
-        let names: BTreeSet<NameId> = atoms
-            .iter()
-            .flat_map(|atom| self.atoms.names(*atom))
-            .chain(self.names.for_everyone())
-            .collect();
-        let ports: BTreeSet<Token> = names
-            .into_iter()
-            .flat_map(|name| {
-                self.names
-                    .ports_at(name, pod)
-                    .map(move |port| Token::Port(name, port))
-            })
-            .collect();
-        if !is_selected && ports.is_empty() {
-            return None;
-        }
-        let tokens = atoms.into_iter().map(Token::Atom).chain(ports).collect();
-        Some((tokens, pod.uid.clone()))
-    }
-
-    /// The class with these tokens; a new one gets its rows.
-    fn class(&mut self, tokens: &[Token]) -> ClassId {
-        let (id, is_new) = self.classes.intern(tokens, &mut self.ids);
-        if !is_new {
-            return id;
-        }
-        for token in tokens {
-            match token {
-                Token::Atom(atom) => self.atoms.add_class(*atom, id),
-                Token::Port(name, _) => {
-                    if let Some(classes) = self.names.classes_mut(*name) {
-                        classes.insert(id);
-                    }
-                }
-            }
-        }
-        for set in self.sets_of(tokens.iter().copied()) {
-            if let Some(rules) = self.sets.get(set).map(|set| Arc::clone(&set.rules)) {
-                self.add_row(set, &rules, id);
-            }
-        }
-        id
-    }
-
-    fn drop_class(&mut self, id: ClassId, class: &Class) {
-        for set in &class.rows {
-            self.remove_row(*set, id);
-            if let Some(set) = self.sets.get_mut(*set) {
-                set.rows.remove(&id);
-            }
-        }
-        for token in &*class.tokens {
-            match token {
-                Token::Atom(atom) => self.atoms.remove_class(*atom, id),
-                Token::Port(name, _) => {
-                    if let Some(classes) = self.names.classes_mut(*name) {
-                        classes.remove(&id);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Classes that the rules may judge otherwise than class 0.
-    fn classes_of(&self, rules: &SetRules) -> BTreeSet<ClassId> {
-        let mut classes = BTreeSet::new();
-        for rule in &**rules {
-            match rule.atom {
-                Some(atom) => {
-                    if let Some(atom) = self.atoms.get(atom) {
-                        classes.extend(&atom.classes);
-                    }
-                }
-                None => {
-                    for name in rule.ports.names() {
-                        classes.extend(self.names.classes(*name));
-                    }
-                }
-            }
-        }
-        classes
-    }
-
-    fn judge(&mut self, rules: &SetRules, tokens: &[Token]) -> FunctionId {
-        let names = &self.names;
-        let function = policy_sets::function(rules, tokens, |name| names.protocol(name));
-        self.functions.hold(function, &mut self.ids)
-    }
-
-    /// Adds the row if it differs from the one for class 0.
-    fn add_row(&mut self, set: SetId, rules: &SetRules, class: ClassId) {
-        let Some(tokens) = self
-            .classes
-            .get(class)
-            .map(|class| Arc::clone(&class.tokens))
-        else {
-            return;
-        };
-        let function = self.judge(rules, &tokens);
-        if self.rows.function(set, ClassId::NOTHING) == Some(function) {
-            // Not the last holder: the row for class 0 has it too.
-            self.functions.release(function);
-            return;
-        }
-        self.rows.insert(set, class, function);
-        if let Some(set) = self.sets.get_mut(set) {
-            set.rows.insert(class);
-        }
-        if let Some(class) = self.classes.get_mut(class) {
-            class.rows.insert(set);
-        }
-    }
-
-    fn remove_row(&mut self, set: SetId, class: ClassId) {
-        let Some(removed) = self.rows.remove(set, class) else {
-            return;
-        };
-        if removed.is_written {
-            self.retired.rows.push(removed);
-        } else {
-            let ports = self.functions.release(removed.function);
-            self.retired.ports.extend(ports);
         }
     }
 }
