@@ -136,11 +136,7 @@ impl Args {
         out.flush()?;
         terminal.say(&format!(
             "{}, {} refused · {}",
-            counted(
-                usize::try_from(connections).unwrap_or(usize::MAX),
-                "connection",
-                "connections"
-            ),
+            counted(connections, "connection", "connections"),
             grouped(refused),
             losses(lost),
         ));

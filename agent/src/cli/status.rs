@@ -38,6 +38,7 @@ const NEARLY_FULL: f64 = 0.85;
 impl Args {
     pub(super) fn run(&self, terminal: &Terminal) -> anyhow::Result<Outcome> {
         let mut document = self.socket.get::<Status>("/v1/status", &[])?;
+        let here = Here::of(&document.body.endpoints);
         if let Some(namespace) = &self.namespace {
             document
                 .body
@@ -46,7 +47,7 @@ impl Args {
         }
         self.output.print(&document, |out| {
             let now = jiff::Timestamp::now();
-            write_status(out, terminal, &document.body, self.no_headers, now)
+            write_status(out, terminal, &document.body, here, self.no_headers, now)
         })?;
         if let Some(namespace) = &self.namespace
             && document.body.endpoints.is_empty()
@@ -58,6 +59,23 @@ impl Args {
         } else {
             Outcome::No
         })
+    }
+}
+
+/// The pods of this node, whichever are listed.
+#[derive(Clone, Copy, Debug)]
+struct Here {
+    programmed: usize,
+    all: usize,
+}
+
+impl Here {
+    fn of(endpoints: &[Endpoint]) -> Self {
+        let is_programmed = |each: &&Endpoint| each.state == EndpointState::Programmed;
+        Self {
+            programmed: endpoints.iter().filter(is_programmed).count(),
+            all: endpoints.len(),
+        }
     }
 }
 
@@ -79,14 +97,10 @@ fn write_status(
     out: &mut impl Write,
     terminal: &Terminal,
     status: &Status,
+    here: Here,
     without_headings: bool,
     now: jiff::Timestamp,
 ) -> io::Result<()> {
-    let programmed = status
-        .endpoints
-        .iter()
-        .filter(|endpoint| endpoint.state == EndpointState::Programmed)
-        .count();
     let (paint, word) = if status.enforcing {
         (Paint::Allow, "enforcing")
     } else {
@@ -98,10 +112,11 @@ fn write_status(
         .map_or_else(String::new, |node| format!("   node {node}"));
     writeln!(
         out,
-        "picket {}{node}   {}   {programmed}/{} pods here   {}   {} in {}",
+        "picket {}{node}   {}   {}/{} pods here   {}   {} in {}",
         status.version,
         terminal.paint(paint, word),
-        status.endpoints.len(),
+        here.programmed,
+        here.all,
         counted(status.policies, "policy", "policies"),
         counted(status.pods, "pod", "pods"),
         counted(status.namespaces, "namespace", "namespaces"),
@@ -109,13 +124,12 @@ fn write_status(
     if let Some(apply) = &status.last_apply {
         let ago = seconds_since(&apply.time, now)
             .map_or_else(String::new, |ago| format!(" {} ago", age(ago)));
-        let writes = usize::try_from(apply.writes).unwrap_or(usize::MAX);
         let took = apply
             .took_ms
             .map_or_else(String::new, |took| format!(" in {took:.1} ms"));
         let line = format!(
             "last change applied{ago}: {}{took}",
-            counted(writes, "write", "writes")
+            counted(apply.writes, "write", "writes")
         );
         writeln!(out, "{}", terminal.paint(Paint::Dim, &line))?;
     }
@@ -392,7 +406,8 @@ mod tests {
     fn written(status: &Status) -> String {
         let mut out = Vec::new();
         let now = "2026-11-21T14:00:03Z".parse().unwrap();
-        write_status(&mut out, &Terminal::PLAIN, status, false, now).unwrap();
+        let here = Here::of(&status.endpoints);
+        write_status(&mut out, &Terminal::PLAIN, status, here, false, now).unwrap();
         String::from_utf8(out).unwrap()
     }
 

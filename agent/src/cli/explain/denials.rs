@@ -87,11 +87,7 @@ pub(in crate::cli) fn say_lost(terminal: &Terminal, lost: u64) {
     if lost > 0 {
         terminal.say(&format!(
             "{} found no room in the table and are missing here",
-            counted(
-                usize::try_from(lost).unwrap_or(usize::MAX),
-                "refusal",
-                "refusals"
-            )
+            counted(lost, "refusal", "refusals")
         ));
     }
 }

@@ -34,8 +34,9 @@ pub(crate) fn append(text: &mut String, more: std::fmt::Arguments<'_>) {
 }
 
 /// `1 policy`, `2 policies`.
-pub(crate) fn counted(number: usize, one: &str, many: &str) -> String {
-    let mut text = grouped(number as u64);
+pub(crate) fn counted(number: impl TryInto<u64>, one: &str, many: &str) -> String {
+    let number = number.try_into().unwrap_or(u64::MAX);
+    let mut text = grouped(number);
     let noun = if number == 1 { one } else { many };
     append(&mut text, format_args!(" {noun}"));
     text
@@ -55,7 +56,7 @@ mod tests {
             [3, 840, 33_000, 1_036_800].map(age),
             ["3s", "14m", "9h", "12d"]
         );
-        assert_eq!(counted(1, "policy", "policies"), "1 policy");
-        assert_eq!(counted(0, "policy", "policies"), "0 policies");
+        assert_eq!(counted(1_usize, "policy", "policies"), "1 policy");
+        assert_eq!(counted(0_u64, "policy", "policies"), "0 policies");
     }
 }
