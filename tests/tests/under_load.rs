@@ -41,7 +41,7 @@ fn size() -> (Duration, usize) {
 
 /// Allows the client in two ways, by turns; the other one every second time.
 fn server_policy(round: u64) -> String {
-    let client = if round % 2 == 0 {
+    let client = if round.is_multiple_of(2) {
         "{podSelector: {matchLabels: {role: client}}}"
     } else {
         "{namespaceSelector: {}, podSelector: {matchExpressions: [{key: role, operator: In, values: [client, nobody]}]}}"

@@ -114,6 +114,11 @@ impl Agent {
             .with_context(|| format!("the agent said:\n{}", log()))
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Kills it as the out-of-memory killer would.
     pub fn kill(mut self) -> Result<()> {
         self.child.kill().context("killing the agent")?;
