@@ -2,7 +2,7 @@
 //! only module that names aya, and the only owner of map handles.
 //!
 //! Whatever happens to the agent, what is pinned stays in force: nothing here detaches or clears
-//! when a [`Dataplane`] is dropped. [`uninstall`] is a deed of its own.
+//! when a [`Dataplane`] is dropped. [`uninstall()`] is a deed of its own.
 
 mod adopt;
 mod apply;
@@ -19,7 +19,9 @@ pub mod objects;
 mod pins;
 mod present;
 mod probe;
+mod settings;
 mod sys;
+mod uninstall;
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -42,10 +44,12 @@ pub use error::{ApplyCause, ApplyError, DataplaneError};
 pub use events::Events;
 pub use load::KeptCapacity;
 pub use probe::Action;
+pub use uninstall::{Uninstalled, uninstall};
 
-use load::{CLOCK, FROM_POD, TO_POD, program};
+use load::{FROM_POD, TO_POD, program};
 use maps::Maps;
 use pins::Pins;
+use settings::{hz, jiffies, write_settings};
 
 /// What a dataplane is opened with.
 #[derive(Clone, Debug)]
@@ -364,36 +368,6 @@ impl Dataplane {
     }
 }
 
-/// What [`uninstall`] found and removed.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Uninstalled {
-    /// Interfaces that had programs of ours.
-    pub interfaces: usize,
-    /// Versioned directories of pins.
-    pub versions: usize,
-}
-
-/// Takes every program off and removes every pin of every layout version. Traffic is then judged
-/// by nobody. Doing it again finds nothing and is no error.
-///
-/// # Errors
-/// Another agent holds the directory, or something could not be removed; the rest stays then, and
-/// may be removed by calling again.
-pub fn uninstall(root: &Path) -> Result<Uninstalled, DataplaneError> {
-    let mut done = Uninstalled::default();
-    if !root.exists() {
-        return Ok(done);
-    }
-    let pins = Pins::hold_existing(root)?;
-    done.interfaces = attach::detach_all(&pins)?;
-    for version in pins::versions(root)? {
-        pins::remove_version(&version)?;
-        done.versions += 1;
-    }
-    pins::remove_directory(root)?;
-    Ok(done)
-}
-
 /// The two programs that are attached, in the order of `attach::PLACES`.
 fn programs(ebpf: &mut Ebpf) -> Result<[BorrowedFd<'_>; 2], DataplaneError> {
     let wrong = |program| move |source| DataplaneError::Program { program, source };
@@ -407,48 +381,4 @@ fn programs(ebpf: &mut Ebpf) -> Result<[BorrowedFd<'_>; 2], DataplaneError> {
             .map_err(wrong(name))
     };
     Ok([fd(FROM_POD)?, fd(TO_POD)?])
-}
-
-/// The rate of an earlier agent of this boot (pins do not outlive the kernel), or a measurement.
-fn hz(maps: &Maps, ebpf: &mut Ebpf) -> Result<u32, DataplaneError> {
-    let wrong = |source| present::reading("SETTINGS", source);
-    let settings = maps.settings.get(&0).map_err(wrong)?.unwrap_or_default();
-    if settings.hz != 0 {
-        return Ok(settings.hz);
-    }
-    let hz = clock::measure(|| jiffies(ebpf).map_err(std::io::Error::other))?;
-    write_settings(maps, &Settings { hz, ..settings })?;
-    Ok(hz)
-}
-
-fn write_settings(maps: &Maps, settings: &Settings) -> Result<(), DataplaneError> {
-    maps.settings
-        .put(&0, settings)
-        .map_err(|source| DataplaneError::Map {
-            map: "SETTINGS",
-            action: "writing",
-            source,
-        })
-}
-
-/// The kernel's tick: the low half between two equal readings of the high half.
-fn jiffies(ebpf: &mut Ebpf) -> Result<u64, DataplaneError> {
-    let clock = program(ebpf, CLOCK)?;
-    let half = |mark| {
-        let context = probe::Context {
-            mark,
-            ..probe::Context::default()
-        };
-        probe::run(clock, &[0; 64], context)
-            .map_err(|error| DataplaneError::Clock(error.to_string()))
-    };
-    let mut high = half(1)?;
-    loop {
-        let low = half(0)?;
-        let again = half(1)?;
-        if high == again {
-            return Ok(u64::from(high) << 32 | u64::from(low));
-        }
-        high = again;
-    }
 }

@@ -217,6 +217,29 @@ fn where_nothing_can_be_judged_the_reason_is_said_and_no_line_is_written() {
 }
 
 #[test]
+fn what_is_no_socket_and_what_holds_no_pins_is_said() {
+    let status = picket(&["status", "--socket", "/dev/null"]);
+    assert_eq!((status.code, status.out.as_str()), (2, ""));
+    assert!(
+        status.err.contains("that is no socket; is --socket right?"),
+        "{}",
+        status.err
+    );
+    let folder = std::env::temp_dir().join(format!("picket-cli-pins-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let uninstall = picket(&["uninstall", "--yes", "--pins", folder.to_str().unwrap()]);
+    let is_there = folder.is_dir();
+    std::fs::remove_dir_all(&folder).unwrap_or_default();
+    assert_eq!((uninstall.code, uninstall.out.as_str()), (2, ""));
+    assert!(
+        uninstall.err.contains("is --pins right?"),
+        "{}",
+        uninstall.err
+    );
+    assert!(is_there, "it was not ours to remove");
+}
+
+#[test]
 fn matrix_lines_have_the_fixed_form_and_order() {
     let run = judged(&["matrix", "-o", "jsonl"]);
     assert_eq!((run.code, run.err.as_str()), (0, ""));

@@ -74,7 +74,7 @@ pub struct PortArg {
 }
 
 impl fmt::Display for Reference {
-    /// As [`FromStr`] reads it.
+    /// As [`std::str::FromStr`] reads it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let optional = |namespace: &Option<String>| {
             namespace

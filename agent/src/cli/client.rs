@@ -148,6 +148,8 @@ fn absent(socket: &Path, error: &std::io::Error) -> String {
     let kind = error.kind();
     let why = if kind == ErrorKind::NotFound {
         "there is no such socket; is the agent running, and is --socket right?".to_owned()
+    } else if kind == ErrorKind::ConnectionRefused && !is_socket(socket) {
+        "that is no socket; is --socket right?".to_owned()
     } else if kind == ErrorKind::ConnectionRefused {
         "the socket is there, but nobody listens: the agent has ended; pods keep the policy they had".to_owned()
     } else if kind == ErrorKind::PermissionDenied {
@@ -156,6 +158,11 @@ fn absent(socket: &Path, error: &std::io::Error) -> String {
         error.to_string()
     };
     format!("no agent answers at {}: {why}", socket.display())
+}
+
+fn is_socket(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt as _;
+    std::fs::metadata(path).is_ok_and(|found| found.file_type().is_socket())
 }
 
 /// The agent ended while it was listened to.

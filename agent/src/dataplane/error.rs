@@ -16,6 +16,14 @@ pub enum DataplaneError {
         /// The directory.
         path: PathBuf,
     },
+    /// What shall be uninstalled from is an ordinary directory.
+    #[error(
+        "pin directory {path}: an ordinary directory, where nothing is pinned; is --pins right?"
+    )]
+    NotPins {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Another process holds the pin directory.
     #[error(
         "pin directory {path}: another agent holds it; stop that one first, or name another with --pin-dir"
