@@ -5,7 +5,7 @@
 
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -175,28 +175,88 @@ impl Drop for SocketFile {
 
 impl Socket {
     /// Binds the path, for root alone. A file that nobody answers at is left from a dead agent.
+    ///
+    /// A socket is born with the modes the umask leaves, so it is bound where nobody else can
+    /// look, and moved to its place when its own modes say so.
     async fn bind(path: &Path) -> anyhow::Result<Self> {
         let describe = || format!("--socket {}", path.display());
         if UnixStream::connect(path).await.is_ok() {
             anyhow::bail!("{}: another agent answers there; stop it first", describe());
         }
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).with_context(describe)?;
-        }
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).with_context(describe);
-            }
-            Ok(()) | Err(_) => {}
-        }
-        let listener = UnixListener::bind(path).with_context(describe)?;
-        let file = SocketFile(path.to_owned());
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        let nest = Nest::make(path.parent().unwrap_or(Path::new("/"))).with_context(describe)?;
+        let born = nest.0.join("s");
+        let listener = UnixListener::bind(&born).with_context(describe)?;
+        std::fs::set_permissions(&born, std::fs::Permissions::from_mode(0o600))
             .with_context(describe)?;
+        std::fs::rename(&born, path).with_context(describe)?;
+        let file = SocketFile(path.to_owned());
         Ok(Self { listener, file })
     }
 
     fn split(self) -> (UnixListener, SocketFile) {
         (self.listener, self.file)
+    }
+}
+
+/// A directory that only root may enter; it goes with the value.
+struct Nest(PathBuf);
+
+impl Nest {
+    fn make(parent: &Path) -> io::Result<Self> {
+        std::fs::create_dir_all(parent)?;
+        let nest = Self(parent.join(format!(".{}", std::process::id())));
+        // Left from an agent that was killed and had our number.
+        nest.clear();
+        std::fs::DirBuilder::new().mode(0o700).create(&nest.0)?;
+        Ok(nest)
+    }
+
+    fn clear(&self) {
+        // Nothing there is what is wanted.
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
+impl Drop for Nest {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use notify::event::{ModifyKind, RenameMode};
+    use notify::{EventKind, RecursiveMode, Watcher as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_is_private_from_its_first_moment() {
+        let folder = std::env::temp_dir().join(format!("picket-socket-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("agent.sock");
+        // A dead agent's.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let (tell, told) = std::sync::mpsc::channel();
+        let mut watcher = notify::recommended_watcher(tell).unwrap();
+        watcher.watch(&folder, RecursiveMode::NonRecursive).unwrap();
+        let socket = Socket::bind(&path).await.unwrap();
+        let first = loop {
+            let event = told
+                .recv_timeout(std::time::Duration::from_secs(10))
+                .unwrap()
+                .unwrap();
+            if event.paths.contains(&path) {
+                break event.kind;
+            }
+        };
+        let moved_in = EventKind::Modify(ModifyKind::Name(RenameMode::To));
+        assert_eq!(first, moved_in, "it was not there before it was private");
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(UnixStream::connect(&path).await.is_ok());
+        drop(socket);
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "all gone");
+        std::fs::remove_dir(&folder).unwrap();
     }
 }
