@@ -15,6 +15,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 mod list;
 
 use crate::address::Address;
+use crate::verdict::{Direction, Reason, RuleId};
 pub use list::{CONNTRACK_CAPACITY, MAPS, MapKind, MapSpec};
 
 /// Version of all layouts below; part of the pin directory's name.
@@ -349,9 +350,10 @@ map_types! {
         pub reserved: [u8; 3],
     } = 40
 
-    /// RULE_HITS: use of one rule.
+    /// RULE_HITS: new connections of one rule; in the first rows, those that no rule of its own
+    /// row decided (see [`hit_row`]).
     pub struct RuleHit {
-        /// New connections the rule decided.
+        /// New connections.
         pub connections: u64,
         /// Latest one, 64-bit jiffies.
         pub last_seen: u64,
@@ -474,6 +476,44 @@ pub const SLOTS: u32 = 1024;
 /// Rows of CONFIGS: each endpoint may have an old and a new row, and rows rest before reuse.
 pub const CONFIG_ROWS: u32 = 4 * SLOTS;
 
+/// Rows of RULE_HITS.
+pub const RULE_ROWS: u32 = 16_384;
+/// Rows of RULE_HITS before it count by reason and direction; from here on, a row is a rule's own.
+pub const FIRST_RULE_ROW: u32 = 64;
+/// Generations a row of RULE_HITS may go through.
+pub const RULE_GENERATIONS: u32 = u32::MAX / RULE_ROWS + 1;
+
+/// The id of the rule that has a row in its n-th generation. So ids are never used twice and rows
+/// are: what still shows an old id names nobody, rather than somebody else.
+#[inline(always)]
+pub const fn rule_id(row: u32, generation: u32) -> RuleId {
+    RuleId(generation.wrapping_mul(RULE_ROWS) | (row & (RULE_ROWS - 1)))
+}
+
+/// The row of RULE_HITS that a rule's id points to; before [`FIRST_RULE_ROW`] when the rule found
+/// none of its own.
+#[inline(always)]
+pub const fn rule_row(rule: RuleId) -> u32 {
+    rule.0 & (RULE_ROWS - 1)
+}
+
+/// The generation in a rule's id.
+#[inline(always)]
+pub const fn rule_generation(rule: RuleId) -> u32 {
+    rule.0 / RULE_ROWS
+}
+
+/// Row of RULE_HITS where a new connection is counted: its rule's; where no rule decided, that of
+/// its reason and direction.
+#[inline(always)]
+pub const fn hit_row(rule: RuleId, reason: Reason, direction: Direction) -> u32 {
+    if rule.0 == 0 {
+        (reason.number() as u32 * 2 + direction.index() as u32) & (FIRST_RULE_ROW - 1)
+    } else {
+        rule_row(rule)
+    }
+}
+
 /// Row of PASSED for a slot and direction index.
 #[inline(always)]
 pub const fn passed_index(slot: u32, direction: u8) -> u32 {
@@ -519,7 +559,7 @@ pub enum Counter {
     BudgetExceeded = 6,
     /// A packet met no published endpoint.
     UnknownEndpoint = 7,
-    /// A rule's index was outside RULE_HITS.
+    /// A rule without a row of its own in RULE_HITS decided: counted with all others of its kind.
     RuleHitLost = 8,
     /// An established flow was cut by a change of policy or peer.
     Cut = 9,
@@ -554,7 +594,7 @@ pub enum IdKind {
     Class = 1,
     /// Long port functions.
     Function = 2,
-    /// Rules.
+    /// Generations of rules (see [`rule_id`]).
     Rule = 3,
     /// Endpoint and peer revisions, one sequence.
     Revision = 4,

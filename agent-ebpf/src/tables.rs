@@ -9,7 +9,7 @@ use agent_common::maps::{
     PendingKey, PortFunction, PortVerdict, Service, ServiceKey, Settings, VerdictKey,
     dropped_index, passed_index,
 };
-use agent_common::verdict::{Direction, Reason, RuleId};
+use agent_common::verdict::{Direction, Reason};
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, BPF_RB_NO_WAKEUP};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::bpf_jiffies64;
@@ -226,15 +226,13 @@ impl FlowTables for KernelTables<'_> {
     }
 
     #[inline(always)]
-    fn rule_hit(&self, rule: RuleId, now: u64) -> bool {
-        let Some(row) = RULE_HITS.get_ptr_mut(rule.0) else {
-            return false;
-        };
-        // SAFETY: this CPU's own value; tc programs of one CPU do not interrupt each other.
-        let row = unsafe { &mut *row };
-        row.connections += 1;
-        row.last_seen = now;
-        true
+    fn begun(&self, row: u32, now: u64) {
+        if let Some(row) = RULE_HITS.get_ptr_mut(row) {
+            // SAFETY: this CPU's own value; tc programs of one CPU do not interrupt each other.
+            let row = unsafe { &mut *row };
+            row.connections += 1;
+            row.last_seen = now;
+        }
     }
 
     #[inline(always)]

@@ -319,12 +319,16 @@ impl Dataplane {
         counts::denied(&self.maps)
     }
 
-    /// Rules that decided a connection, with how many. Rules from `below` on were never given out.
+    /// New connections by row of RULE_HITS (see `agent_common::maps::hit_row`); rows of zero are
+    /// left out.
     ///
     /// # Errors
     /// The map could not be read.
-    pub fn rule_hits(&self, below: u32) -> Result<Vec<(u32, RuleHit)>, DataplaneError> {
-        counts::rule_hits(&self.maps, below)
+    pub fn rule_hits(
+        &self,
+        rows: impl IntoIterator<Item = u32>,
+    ) -> Result<Vec<(u32, RuleHit)>, DataplaneError> {
+        counts::rule_hits(&self.maps, rows)
     }
 
     /// The node's own counters.

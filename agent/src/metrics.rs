@@ -166,10 +166,10 @@ impl Moment {
 
     fn about_verdicts(&self, encoder: &mut Encoder<'_, '_>) -> fmt::Result {
         let traffic = self.ledger.node_traffic();
-        let connections = self.ledger.rule_connections();
+        let allowed = self.ledger.allowed_connections();
         let mut verdicts = Vec::new();
         let mut bytes = Vec::new();
-        for (direction, connections) in Direction::ALL.into_iter().zip(connections) {
+        for direction in Direction::ALL {
             let labels = |reason: Reason| {
                 vec![
                     direction_label(direction),
@@ -177,7 +177,10 @@ impl Moment {
                     ("reason", reason.as_label().to_owned()),
                 ]
             };
-            verdicts.push((labels(Reason::Rule), connections));
+            for reason in Reason::ALL.iter().copied().filter(|reason| begins(*reason)) {
+                let count = allowed.get(&(direction, reason)).copied();
+                verdicts.push((labels(reason), count.unwrap_or_default()));
+            }
             let mut dropped = 0;
             for reason in Reason::ALL
                 .iter()
@@ -203,7 +206,7 @@ impl Moment {
         }
         encoder.counter(
             "picket_verdicts",
-            "New connections that a rule allowed, and packets that were refused, by reason",
+            "New connections that were allowed, and packets that were refused, by reason",
             verdicts,
         )?;
         encoder.counter(
@@ -359,6 +362,12 @@ impl Moment {
                 (vec![("stage", stage.to_owned())], Value::Histogram(histogram))
             }),
         )?;
+        encoder.family(
+            "picket_pod_first_enforced_seconds",
+            "How long new pods wait, from the first sign of their interface to their policy being in force",
+            MetricType::Histogram,
+            [(Labels::new(), Value::Histogram(&plans.first_enforced))],
+        )?;
         encoder.counter(
             "picket_policy_apply_failures",
             "Changes that did not get in force at once: refused by a limit, or by the kernel; the state before stays",
@@ -408,6 +417,34 @@ impl Moment {
                 })
                 .collect(),
         )
+    }
+}
+
+/// True for what connections are allowed for; the other reasons are said of single packets.
+const fn begins(reason: Reason) -> bool {
+    match reason {
+        Reason::Rule
+        | Reason::NotIsolated
+        | Reason::Itself
+        | Reason::Node
+        | Reason::MidStream
+        | Reason::BreakGlass
+        | Reason::FailOpen
+        | Reason::NoEndpoints => true,
+        Reason::Reply
+        | Reason::Link
+        | Reason::IcmpRelated
+        | Reason::IsolatedNoRule
+        | Reason::DenyRule
+        | Reason::SpoofedSource
+        | Reason::Malformed
+        | Reason::Fragment
+        | Reason::NotProgrammed
+        | Reason::FailClosed
+        | Reason::ServiceNone
+        | Reason::ServiceUnseen
+        | Reason::WouldDeny
+        | Reason::WouldAllow => false,
     }
 }
 

@@ -6,12 +6,13 @@ mod take;
 use std::collections::BTreeMap;
 
 use agent_common::maps::Counter;
-use agent_common::{Direction, Reason};
+use agent_common::{Direction, Reason, RuleId};
+use agent_policy::model::RuleRef;
 
 use crate::dto;
 use crate::reconcile::Plans;
 
-pub use take::{denied, maps};
+pub use take::{denied, maps, rule_hits};
 
 /// Traffic of one slot, with the pod it belongs to.
 #[derive(Clone, Debug, Default)]
@@ -74,8 +75,10 @@ pub struct Reading {
     pub slots: BTreeMap<u32, SlotReading>,
     /// DENIED.
     pub denied: Vec<DeniedReading>,
-    /// New connections by rule id, with `namespace/policy/direction/index` where it is known.
-    pub rule_hits: Vec<(u32, Option<agent_policy::model::RuleRef>, u64)>,
+    /// New connections by rule.
+    pub rule_hits: Vec<(RuleId, RuleRef, u64)>,
+    /// New connections that no rule with a row of its own decided, by why they were allowed.
+    pub allowed: BTreeMap<(Direction, Reason), u64>,
     /// COUNTERS.
     pub counters: Vec<(Counter, u64)>,
     /// How full the maps are.

@@ -15,7 +15,7 @@ use agent_common::maps::{
     PortVerdict, RuleHit, Service, ServiceKey, Settings, Traffic, VerdictKey, dropped_index,
     passed_index,
 };
-use agent_common::{Address, Direction, Reason, RuleId};
+use agent_common::{Address, Direction, Reason};
 
 /// Policy tables `P` with the state of flows beside them.
 #[derive(Debug)]
@@ -40,10 +40,8 @@ pub struct Machine<P> {
     pub passed: RefCell<HashMap<u32, Traffic>>,
     /// DROPPED, by row.
     pub dropped: RefCell<HashMap<u32, Traffic>>,
-    /// `RULE_HITS`.
-    pub rule_hits: RefCell<HashMap<RuleId, RuleHit>>,
-    /// Rows of `RULE_HITS`.
-    pub rule_capacity: u32,
+    /// `RULE_HITS`, by row.
+    pub rule_hits: RefCell<HashMap<u32, RuleHit>>,
     /// COUNTERS.
     pub counters: RefCell<HashMap<Counter, u64>>,
     /// EVENTS.
@@ -67,7 +65,6 @@ impl<P: PolicyTables> Machine<P> {
             passed: RefCell::default(),
             dropped: RefCell::default(),
             rule_hits: RefCell::default(),
-            rule_capacity: u32::MAX,
             counters: RefCell::default(),
             events: RefCell::default(),
             event_capacity: usize::MAX,
@@ -277,15 +274,11 @@ impl<P: PolicyTables> FlowTables for Machine<P> {
         add(&self.dropped, row, bytes);
     }
 
-    fn rule_hit(&self, rule: RuleId, now: u64) -> bool {
-        if rule.0 >= self.rule_capacity {
-            return false;
-        }
+    fn begun(&self, row: u32, now: u64) {
         let mut hits = self.rule_hits.borrow_mut();
-        let row = hits.entry(rule).or_default();
+        let row = hits.entry(row).or_default();
         row.connections += 1;
         row.last_seen = now;
-        true
     }
 
     fn count(&self, counter: Counter) {

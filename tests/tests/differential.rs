@@ -39,7 +39,7 @@ const UNKNOWN: u32 = 14;
 const SETS: u32 = 6;
 const CLASSES: u32 = 5;
 const FUNCTIONS: u32 = 3;
-const RULES: u32 = 40;
+const RULES: u32 = 100;
 const PORTS: [u16; 6] = [79, 80, 81, 443, 1023, 1024];
 
 /// xorshift64*: a run is known by its seed.
@@ -426,7 +426,7 @@ fn books_of_the_host(machine: &Machine<Tables>) -> BTreeMap<String, String> {
         );
     }
     for (rule, hit) in machine.rule_hits.borrow().iter() {
-        books.insert(format!("rule {}", rule.0), hit.connections.to_string());
+        books.insert(format!("rule {rule}"), hit.connections.to_string());
     }
     for (key, row) in machine.denied.borrow().iter() {
         let row = row.get();
@@ -473,7 +473,7 @@ fn books_of_the_kernel(dataplane: &Dataplane) -> BTreeMap<String, String> {
     for (counter, count) in dataplane.counters().unwrap() {
         books.insert(format!("{counter:?}"), count.to_string());
     }
-    for (rule, hit) in dataplane.rule_hits(RULES).unwrap() {
+    for (rule, hit) in dataplane.rule_hits(0..RULES).unwrap() {
         books.insert(format!("rule {rule}"), hit.connections.to_string());
     }
     for (key, row) in dataplane.denied().unwrap() {

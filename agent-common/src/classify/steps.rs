@@ -12,9 +12,9 @@ use crate::address::Address;
 use crate::conntrack::{Signal, State};
 use crate::judge::{judge, peer_of};
 use crate::maps::{
-    Config, Connection, Counter, FlowKey, config_flags,
+    Config, Connection, Counter, FIRST_RULE_ROW, FlowKey, config_flags,
     connection_flags::{CUT, ITSELF, MID_STREAM, NODE},
-    peer_bucket, settings_flags,
+    hit_row, peer_bucket, settings_flags,
 };
 use crate::verdict::{Direction, Reason, RuleId, Verdict};
 
@@ -273,7 +273,9 @@ fn admit<T: FlowTables>(
         if flags & MID_STREAM != 0 {
             tables.count(Counter::MidStream);
         }
-        if decision.rule != RuleId::NONE && !tables.rule_hit(decision.rule, seen.now) {
+        let row = hit_row(decision.rule, decision.reason, decision.direction);
+        tables.begun(row, seen.now);
+        if decision.rule != RuleId::NONE && row < FIRST_RULE_ROW {
             tables.count(Counter::RuleHitLost);
         }
         decision.is_new = true;

@@ -8,7 +8,7 @@
 use crate::event::FlowEvent;
 use crate::judge::PolicyTables;
 use crate::maps::{Budget, Connection, Counter, Denied, DeniedKey, PendingKey};
-use crate::verdict::{Direction, Reason, RuleId};
+use crate::verdict::{Direction, Reason};
 
 /// A CONNTRACK or PENDING entry in place. Every method is plain loads or stores on the entry that
 /// was found; none looks it up again.
@@ -69,8 +69,8 @@ pub trait FlowTables: PolicyTables {
     fn passed(&self, slot: u32, direction: Direction, bytes: u32);
     /// Adds a packet to DROPPED, atomically.
     fn dropped(&self, slot: u32, direction: Direction, reason: Reason, bytes: u32);
-    /// Adds a connection to RULE_HITS. False when the rule is outside the map.
-    fn rule_hit(&self, rule: RuleId, now: u64) -> bool;
+    /// Adds a connection to a row of RULE_HITS.
+    fn begun(&self, row: u32, now: u64);
     /// Adds one to a row of COUNTERS.
     fn count(&self, counter: Counter);
     /// Writes an event to the ring buffer, in place. False when there was no room.

@@ -3,8 +3,8 @@
 use super::{
     Budget, CONFIG_ROWS, COUNTER_ROWS, Config, Connection, Denied, DeniedKey, ENDPOINT_ROWS,
     EndpointWord, FlowKey, Fragment, FragmentKey, ID_ROWS, Name, NameKey, PEER_BUCKETS, PeerEntry,
-    PendingKey, PortFunction, PortKey, PortVerdict, PrefixKey, RuleHit, SLOTS, Service, ServiceKey,
-    Settings, Traffic, VerdictKey,
+    PendingKey, PortFunction, PortKey, PortVerdict, PrefixKey, RULE_ROWS, RuleHit, SLOTS, Service,
+    ServiceKey, Settings, Traffic, VerdictKey,
 };
 use crate::address::Address;
 use crate::verdict::DENY_REASONS;
@@ -85,7 +85,7 @@ pub const MAPS: &[MapSpec] = &[
     spec!("PASSED", PerCpuArray, u32 => Traffic, 2 * SLOTS),
     spec!("DROPPED", Array, u32 => Traffic, 2 * SLOTS * DENY_REASONS),
     spec!("DENIED", Hash, DeniedKey => Denied, 16_384),
-    spec!("RULE_HITS", PerCpuArray, u32 => RuleHit, 16_384),
+    spec!("RULE_HITS", PerCpuArray, u32 => RuleHit, RULE_ROWS),
     spec!("COUNTERS", PerCpuArray, u32 => u64, COUNTER_ROWS),
     spec!("EVENTS", RingBuffer, () => (), 4 << 20),
     spec!("IDS", Array, u32 => u64, ID_ROWS),

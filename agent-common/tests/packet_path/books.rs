@@ -4,8 +4,11 @@ use std::cell::Cell;
 use std::collections::HashMap;
 
 use agent_common::classify::Outcome::{self, Drop, NotMine, Pass};
-use agent_common::maps::{Counter, DeniedKey, VerdictKey, settings_flags};
-use agent_common::{Address, Direction, Reason, RuleId};
+use agent_common::maps::{
+    ALLOW, Counter, DeniedKey, FIRST_RULE_ROW, PortFunction, RULE_GENERATIONS, RULE_ROWS,
+    VerdictKey, hit_row, rule_id, rule_row, settings_flags,
+};
+use agent_common::{Address, Direction, Reason, RuleId, Verdict};
 use proptest::prelude::*;
 
 use crate::packets::Frame;
@@ -49,10 +52,7 @@ fn a_new_flow_is_reported_once_with_its_rule() {
     );
     assert_eq!((event.length, event.packets), (40, 1));
     assert_eq!(event.time, node.now.get());
-    assert_eq!(
-        node.rule_hits.borrow()[&RuleId(INGRESS_RULE)].connections,
-        1
-    );
+    assert_eq!(node.rule_hits.borrow()[&INGRESS_RULE].connections, 1);
 }
 
 #[test]
@@ -63,10 +63,7 @@ fn allowed_flows_are_reported_only_when_asked_for() {
     let frame = Frame::tcp((family.friend, 40_000), (family.pod, 80), SYN);
     assert_eq!(to_pod(&node, UPLINK, &frame), Pass(Reason::Rule));
     assert!(node.take_events().is_empty());
-    assert_eq!(
-        node.rule_hits.borrow()[&RuleId(INGRESS_RULE)].connections,
-        1
-    );
+    assert_eq!(node.rule_hits.borrow()[&INGRESS_RULE].connections, 1);
 }
 
 #[test]
@@ -137,7 +134,6 @@ fn lost_reports_and_rows_are_counted_and_counts_stay_exact() {
     let mut node = node();
     node.event_capacity = 2;
     node.denied_capacity = 3;
-    node.rule_capacity = 1;
     for port in 1000..1010 {
         assert_eq!(refused(&node, port), Drop(Reason::IsolatedNoRule));
     }
@@ -153,7 +149,71 @@ fn lost_reports_and_rows_are_counted_and_counts_stay_exact() {
     let frame = Frame::tcp((family.friend, 40_000), (family.pod, 80), SYN);
     assert_eq!(to_pod(&node, UPLINK, &frame), Pass(Reason::Rule));
     assert_eq!(node.counter(Counter::EventsLost), 2);
+}
+
+#[test]
+fn a_rule_without_a_row_is_counted_with_its_kind_and_as_lost() {
+    let mut node = node();
+    let family = families()[0];
+    let shared = hit_row(RuleId::NONE, Reason::Rule, Direction::Ingress);
+    let everything = PortFunction {
+        verdict: ALLOW,
+        rule: rule_id(shared, 3).0,
+        ..PortFunction::default()
+    };
+    let key = VerdictKey {
+        set: INGRESS_SET,
+        class: 0,
+    };
+    node.policy.verdicts.insert(key, everything);
+    let frame = Frame::tcp((family.stranger, 1), (family.pod, 81), SYN);
+    assert_eq!(to_pod(&node, UPLINK, &frame), Pass(Reason::Rule));
+    assert_eq!(node.rule_hits.borrow()[&shared].connections, 1);
     assert_eq!(node.counter(Counter::RuleHitLost), 1);
+}
+
+#[test]
+fn what_no_rule_decided_is_counted_by_its_reason() {
+    let mut node = node();
+    let family = families()[0];
+    change_policy(&mut node, [0, EGRESS_SET]);
+    let heard = |port| Frame::tcp((family.stranger, port), (family.pod, 81), SYN);
+    for port in [1, 1, 2] {
+        assert!(matches!(to_pod(&node, UPLINK, &heard(port)), Pass(_)));
+    }
+    assert_eq!(to_pod(&node, 0, &heard(3)), Pass(Reason::Node));
+    let itself = Frame::tcp((family.pod, 1), (family.pod, 81), SYN);
+    assert_eq!(from_pod(&node, &itself), Pass(Reason::Itself));
+    let counted = |reason, direction| {
+        let row = hit_row(RuleId::NONE, reason, direction);
+        let rows = node.rule_hits.borrow();
+        rows.get(&row).map_or(0, |row| row.connections)
+    };
+    assert_eq!(counted(Reason::NotIsolated, Direction::Ingress), 2);
+    assert_eq!(counted(Reason::Node, Direction::Ingress), 1);
+    assert_eq!(counted(Reason::Itself, Direction::Egress), 1);
+    assert_eq!(node.counter(Counter::RuleHitLost), 0);
+}
+
+#[test]
+fn rows_of_reasons_and_rules_are_apart() {
+    let mut rows = HashMap::new();
+    for reason in Reason::ALL {
+        if reason.verdict() != Verdict::Allow {
+            continue;
+        }
+        for direction in Direction::ALL {
+            let row = hit_row(RuleId::NONE, *reason, direction);
+            assert!(row < FIRST_RULE_ROW);
+            assert_eq!(rows.insert(row, (reason, direction)), None, "{row}");
+        }
+    }
+    for row in [FIRST_RULE_ROW, RULE_ROWS - 1] {
+        for generation in [0, 1, RULE_GENERATIONS - 1] {
+            assert_eq!(rule_row(rule_id(row, generation)), row);
+        }
+    }
+    assert_ne!(rule_id(100, 1), rule_id(100, 2));
 }
 
 #[test]
@@ -189,7 +249,7 @@ fn what_audited_policies_would_do_is_reported_and_changes_nothing() {
     assert_eq!(denied.reason, Reason::IsolatedNoRule.number());
     assert_eq!(audited.reason, Reason::WouldAllow.number());
     assert_eq!(audited.rule, INGRESS_RULE);
-    let hits = node.rule_hits.borrow()[&RuleId(INGRESS_RULE)].connections;
+    let hits = node.rule_hits.borrow()[&INGRESS_RULE].connections;
     assert_eq!(hits, 1, "a rule that would decide decides nothing");
 }
 
@@ -311,7 +371,7 @@ proptest! {
             prop_assert_eq!(counted, passed[usize::from(direction.index())]);
         }
         for reason in Reason::ALL {
-            if reason.verdict() != agent_common::Verdict::Deny {
+            if reason.verdict() != Verdict::Deny {
                 continue;
             }
             let counted: u64 = Direction::ALL

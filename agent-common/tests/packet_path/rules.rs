@@ -304,7 +304,7 @@ fn a_segment_without_syn_is_judged_both_ways() {
     {
         assert_ne!(entry.get().flags & connection_flags::MID_STREAM, 0);
     }
-    assert_eq!(node.rule_hits.borrow()[&RuleId(EGRESS_RULE)].connections, 2);
+    assert_eq!(node.rule_hits.borrow()[&EGRESS_RULE].connections, 2);
 }
 
 #[test]

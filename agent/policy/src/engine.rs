@@ -40,6 +40,8 @@ pub struct Options {
     pub prefixes: usize,
     /// Largest number of rows in PORTS.
     pub ports: usize,
+    /// Largest number of rows in NAMES.
+    pub names: usize,
     /// How long a row that packets under way may still read is kept and not used again.
     pub grace: Duration,
 }
@@ -52,6 +54,7 @@ impl Default for Options {
             peers: 131_072,
             prefixes: 131_072,
             ports: 131_072,
+            names: 32_768,
             grace: Duration::from_secs(2),
         }
     }
@@ -161,6 +164,7 @@ pub struct Engine {
     foreign: Option<Foreign>,
     adopted_rows: Vec<VerdictKey>,
     adopted_ports: Vec<PortKey>,
+    adopted_rules: Vec<RuleId>,
     /// A plan that was given out, and what rests once it is carried out.
     outstanding: Option<(Arc<Plan>, Vec<Resting>)>,
 }
@@ -251,7 +255,11 @@ impl Engine {
         if !is_due && self.is_settled() {
             return Ok(None);
         }
-        let draft = self.draft()?;
+        let draft = match self.draft() {
+            Ok(draft) => draft,
+            // What has rested goes all the same: it may be its room that is missing.
+            Err(refused) => return self.clear_away(now).map(Some).ok_or(refused),
+        };
         let (plan, rest) = self.commit(draft, now);
         if plan.writes.is_empty() {
             self.rest.begin(now + self.options.grace, rest);
@@ -260,6 +268,21 @@ impl Engine {
         let plan = Arc::new(plan);
         self.outstanding = Some((Arc::clone(&plan), rest));
         Ok(Some(plan))
+    }
+
+    /// A plan of nothing but the deletions that are due; `None` when none is.
+    fn clear_away(&mut self, now: Duration) -> Option<Arc<Plan>> {
+        let writes = self.rest.deletions(now, &mut self.compiler);
+        if writes.is_empty() {
+            return None;
+        }
+        let plan = Arc::new(Plan {
+            writes,
+            is_clearing: true,
+            ..Plan::default()
+        });
+        self.outstanding = Some((Arc::clone(&plan), Vec::new()));
+        Some(plan)
     }
 
     /// The last plan was carried out, wholly.
@@ -294,6 +317,11 @@ impl Engine {
     /// What a rule id in a counter or event means.
     pub fn rule_ref(&self, rule: RuleId) -> Option<&RuleRef> {
         self.compiler.rules.get(rule)
+    }
+
+    /// Every rule that something in force may refer to.
+    pub fn rules(&self) -> impl Iterator<Item = (RuleId, &RuleRef)> {
+        self.compiler.rules.iter()
     }
 
     /// Whose a slot is, or was while nobody else has it.

@@ -10,6 +10,8 @@ use agent_common::maps::{
 };
 use thiserror::Error;
 
+use crate::model::RuleId;
+
 /// One write to one map. The dataplane carries these out in order and reads each back.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Write {
@@ -19,6 +21,8 @@ pub enum Write {
     PutName(NameKey, String),
     /// NAMES: the id is no longer in use anywhere.
     DeleteName(NameKey),
+    /// `RULE_HITS`: the row of a rule that is not in use yet starts at zero.
+    OpenRule(RuleId),
     /// PORTS.
     PutPort(PortKey, PortVerdict),
     /// PORTS.
@@ -77,6 +81,9 @@ pub struct Plan {
     pub writes: Vec<Write>,
     /// What they amount to.
     pub summary: Summary,
+    /// The wanted state does not fit: this only clears away what has rested, and judges no packet
+    /// differently.
+    pub is_clearing: bool,
 }
 
 /// What a plan amounts to, for logs and metrics.
@@ -106,11 +113,14 @@ pub enum Refused {
     /// A limit would be exceeded.
     #[error(
         "policy needs {wanted} {what}, more than the limit of {limit}: the state in force stays; \
-         raise the limit or simplify the policies that select pods of this node"
+         {}simplify the policies that select pods of this node",
+        remedy(map, *wanted)
     )]
     Limit {
         /// What there would be too many of.
         what: &'static str,
+        /// The map that holds them, if its capacity is the limit; else empty.
+        map: &'static str,
         /// How many.
         wanted: usize,
         /// How many there may be.
@@ -138,4 +148,16 @@ pub enum Refused {
         /// The kind.
         kind: IdKind,
     },
+}
+
+/// What raises a limit, before the advice that holds for all of them.
+fn remedy(map: &str, wanted: usize) -> String {
+    if map.is_empty() {
+        return String::new();
+    }
+    let room = wanted.next_power_of_two();
+    format!(
+        "start the agent with --map-capacity {map}={room} (`picket uninstall` first: a pinned map \
+         keeps its size), or "
+    )
 }

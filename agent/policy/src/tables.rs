@@ -66,6 +66,8 @@ impl Tables {
             Write::DeleteName(key) => {
                 self.names.remove(key);
             }
+            // Counts are not policy.
+            Write::OpenRule(_) => {}
             Write::PutPort(key, verdict) => {
                 self.ports.insert(*key, *verdict);
             }

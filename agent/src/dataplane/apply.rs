@@ -6,7 +6,7 @@ use std::io;
 use agent_common::Address;
 use agent_common::maps::{
     Budget, Config, Connection, ENDPOINT_ROWS, EndpointWord, FlowKey, Name, NameKey, PEER_BUCKETS,
-    Prefix, PrefixKey, SLOTS, Traffic, dropped_index, passed_index,
+    Prefix, PrefixKey, SLOTS, Traffic, dropped_index, passed_index, rule_row,
 };
 use agent_common::verdict::{DENY_REASONS, Direction, FIRST_DENY_REASON};
 use agent_policy::plan::Write;
@@ -108,6 +108,7 @@ impl Step<'_> {
             Write::ReserveIds(..)
             | Write::PutName(..)
             | Write::DeleteName(_)
+            | Write::OpenRule(_)
             | Write::DeletePort(_)
             | Write::DeleteVerdict(_)
             | Write::DeleteService(_)
@@ -132,6 +133,10 @@ impl Step<'_> {
             Write::ReserveIds(kind, next) => put(&maps.ids, &(*kind as u32), next),
             Write::PutName(key, text) => put(&maps.names, key, &name(text)),
             Write::DeleteName(key) => self.forget_name(*key),
+            Write::OpenRule(rule) => maps
+                .rule_hits
+                .clear(rule_row(*rule))
+                .map_err(|error| io(maps.rule_hits.name(), error)),
             Write::DeletePort(key) => remove(&maps.ports, key),
             Write::DeleteVerdict(key) => remove(&maps.verdicts, key),
             Write::DeleteService(key) => remove(&maps.services, key),

@@ -78,18 +78,21 @@ pub(crate) fn denied(maps: &Maps) -> Result<Vec<(DeniedKey, Denied)>, DataplaneE
         .map_err(|source| reading("DENIED", source))
 }
 
-/// Rules that decided a connection, with how many; `below` bounds the ids that are asked for.
-pub(crate) fn rule_hits(maps: &Maps, below: u32) -> Result<Vec<(u32, RuleHit)>, DataplaneError> {
+/// New connections by row of RULE_HITS; rows of zero are left out.
+pub(crate) fn rule_hits(
+    maps: &Maps,
+    rows: impl IntoIterator<Item = u32>,
+) -> Result<Vec<(u32, RuleHit)>, DataplaneError> {
     let mut hits = Vec::new();
-    for rule in 0..below.min(maps.rule_hits.capacity()) {
-        let total = per_cpu(&maps.rule_hits, rule)?
+    for row in rows {
+        let total = per_cpu(&maps.rule_hits, row)?
             .iter()
             .fold(RuleHit::default(), |sum, one| RuleHit {
                 connections: sum.connections + one.connections,
                 last_seen: sum.last_seen.max(one.last_seen),
             });
         if total.connections != 0 {
-            hits.push((rule, total));
+            hits.push((row, total));
         }
     }
     Ok(hits)

@@ -141,11 +141,6 @@ impl<V: Plain> PerCpu<V> {
         self.table.name()
     }
 
-    /// Places it has.
-    pub(crate) fn capacity(&self) -> u32 {
-        self.table.capacity
-    }
-
     /// The values of a place, one for each possible CPU.
     pub(crate) fn get(&self, index: u32) -> io::Result<Vec<V>> {
         // The kernel rounds each CPU's value up to 8 bytes.

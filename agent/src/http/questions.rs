@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use agent_common::{Direction, RuleId};
+use agent_common::Direction;
 use agent_policy::model::Protocol;
 
 use super::Failure;
@@ -244,19 +244,9 @@ pub(super) fn policy(
         let message = format!("{reference} is no pod: no policy applies to it");
         return Err(Failure(axum::http::StatusCode::NOT_FOUND, message));
     };
-    let rules = view.dataplane.first_ids()?;
-    let below = rules
-        .get(agent_common::maps::IdKind::Rule as usize)
-        .copied()
-        .unwrap_or(0);
-    let mut hits: BTreeMap<String, u64> = BTreeMap::new();
-    for (rule, hit) in view
-        .dataplane
-        .rule_hits(u32::try_from(below).unwrap_or(u32::MAX))?
-    {
-        if let Some(rule) = view.engine.rule_ref(RuleId(rule)) {
-            *hits.entry(rule.to_string()).or_default() += hit.connections;
-        }
-    }
+    let hits: BTreeMap<String, u64> = reading::rule_hits(view)?
+        .into_iter()
+        .map(|(_, rule, connections)| (rule.to_string(), connections))
+        .collect();
     Ok(answer::effective(view.cluster(), pod, &hits))
 }

@@ -127,8 +127,11 @@ pub(crate) struct Ledger {
     pairs: BTreeMap<Pair, u64>,
     /// The same of DNS, by namespace.
     dns: BTreeMap<String, u64>,
-    /// RULE_HITS as last read. Rule ids are never reused.
+    /// Rows of RULE_HITS as last read, by the rule's id.
     rules: BTreeMap<u32, Rule>,
+    /// Rows of RULE_HITS that count by direction and reason, as last read.
+    #[serde(with = "pairs", default)]
+    allowed: BTreeMap<(u8, u8), u64>,
     /// Pairs that found no series.
     pub(crate) overflowed: u64,
     #[serde(skip)]
@@ -326,19 +329,17 @@ impl Ledger {
 
     fn take_rules(&mut self, reading: &Reading) {
         for (id, rule, connections) in &reading.rule_hits {
-            match (self.rules.get_mut(id), rule) {
-                (Some(known), _) => known.connections = known.connections.max(*connections),
-                (None, Some(rule)) => {
-                    let rule = Rule {
-                        namespace: rule.policy.namespace.to_string(),
-                        policy: rule.policy.name.to_string(),
-                        direction: rule.direction.index(),
-                        connections: *connections,
-                    };
-                    self.rules.insert(*id, rule);
-                }
-                (None, None) => {}
-            }
+            let known = self.rules.entry(id.0).or_insert_with(|| Rule {
+                namespace: rule.policy.namespace.to_string(),
+                policy: rule.policy.name.to_string(),
+                direction: rule.direction.index(),
+                connections: 0,
+            });
+            known.connections = known.connections.max(*connections);
+        }
+        for ((direction, reason), connections) in &reading.allowed {
+            let key = (direction.index(), reason.number());
+            self.allowed.insert(key, *connections);
         }
     }
 
@@ -427,16 +428,21 @@ impl Ledger {
         total
     }
 
-    /// New connections by rule's direction, of the node.
-    pub(crate) fn rule_connections(&self) -> [u64; 2] {
-        let of = |direction: Direction| {
-            self.rules
-                .values()
-                .filter(|rule| rule.direction == direction.index())
-                .map(|rule| rule.connections)
-                .sum()
-        };
-        Direction::ALL.map(of)
+    /// New connections by direction and why they were allowed, of the node.
+    pub(crate) fn allowed_connections(&self) -> BTreeMap<(Direction, Reason), u64> {
+        let by_reason = self
+            .allowed
+            .iter()
+            .filter_map(|((direction, reason), count)| {
+                let reason = Reason::from_number(*reason)?;
+                Some(((Direction::from_index(*direction), reason), *count))
+            });
+        let mut total: BTreeMap<_, _> = by_reason.collect();
+        for rule in self.rules.values() {
+            let key = (Direction::from_index(rule.direction), Reason::Rule);
+            *total.entry(key).or_default() += rule.connections;
+        }
+        total
     }
 
     /// New connections by policy and direction, of policies there are; zeros included.

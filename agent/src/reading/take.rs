@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use agent_common::maps::{IdKind, SLOTS};
-use agent_common::{Direction, RuleId};
+use agent_common::maps::{FIRST_RULE_ROW, SLOTS, hit_row, rule_row};
+use agent_common::{Direction, Reason, RuleId, Verdict};
 use agent_policy::cluster::Cluster;
 use agent_policy::engine::EndpointStatus;
 use agent_policy::evaluate;
-use agent_policy::model::{Pod, Severity};
+use agent_policy::model::{Pod, RuleRef, Severity};
 
 use super::{DeniedReading, Reading, SlotReading};
 use crate::config::Posture;
@@ -77,15 +77,6 @@ impl Reading {
             .collect();
         endpoints.sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
         let is_failing = view.plans.failing.is_some() || view.plans.refused.is_some();
-        let rules = view
-            .dataplane
-            .first_ids()?
-            .get(IdKind::Rule as usize)
-            .copied()
-            .unwrap_or(0);
-        let rule_hits = view
-            .dataplane
-            .rule_hits(u32::try_from(rules).unwrap_or(u32::MAX))?;
         let is_here = |pod: &Pod| {
             view.config
                 .node
@@ -129,16 +120,8 @@ impl Reading {
             namespaces: cluster.namespaces().count(),
             slots,
             denied: denied(view)?,
-            rule_hits: rule_hits
-                .into_iter()
-                .map(|(rule, hit)| {
-                    (
-                        rule,
-                        view.engine.rule_ref(RuleId(rule)).cloned(),
-                        hit.connections,
-                    )
-                })
-                .collect(),
+            rule_hits: rule_hits(view)?,
+            allowed: allowed(view)?,
             counters: view.dataplane.counters()?,
             maps: if with_maps { maps(view)? } else { Vec::new() },
             plans: view.plans.clone(),
@@ -169,6 +152,41 @@ fn slots(view: &View<'_>) -> Result<BTreeMap<u32, SlotReading>, DataplaneError> 
         slots.insert(slot, reading);
     }
     Ok(slots)
+}
+
+/// New connections by rule; rules that decided none are left out.
+///
+/// # Errors
+/// The map cannot be read.
+pub fn rule_hits(view: &View<'_>) -> Result<Vec<(RuleId, RuleRef, u64)>, DataplaneError> {
+    let rules: HashMap<u32, (RuleId, &RuleRef)> = view
+        .engine
+        .rules()
+        .map(|(id, rule)| (rule_row(id), (id, rule)))
+        .filter(|(row, _)| *row >= FIRST_RULE_ROW)
+        .collect();
+    let hits = view.dataplane.rule_hits(rules.keys().copied())?;
+    let named = hits.into_iter().filter_map(|(row, hit)| {
+        let (id, rule) = rules.get(&row)?;
+        Some((*id, RuleRef::clone(rule), hit.connections))
+    });
+    Ok(named.collect())
+}
+
+/// New connections that no rule with a row of its own decided.
+fn allowed(view: &View<'_>) -> Result<BTreeMap<(Direction, Reason), u64>, DataplaneError> {
+    let reasons = Reason::ALL
+        .iter()
+        .filter(|reason| reason.verdict() == Verdict::Allow);
+    let rows: HashMap<u32, (Direction, Reason)> = reasons
+        .flat_map(|reason| Direction::ALL.map(|direction| (direction, *reason)))
+        .map(|key| (hit_row(RuleId::NONE, key.1, key.0), key))
+        .collect();
+    let hits = view.dataplane.rule_hits(rows.keys().copied())?;
+    let found = hits
+        .into_iter()
+        .filter_map(|(row, hit)| Some((*rows.get(&row)?, hit.connections)));
+    Ok(found.collect())
 }
 
 const fn traffic(traffic: agent_common::maps::Traffic) -> dto::Traffic {

@@ -29,7 +29,9 @@ impl Reconciler {
                     break;
                 }
                 Ok(Some(plan)) => {
-                    self.plans.refused = None;
+                    if !plan.is_clearing {
+                        self.plans.refused = None;
+                    }
                     let compile = began.elapsed();
                     if !self.carry_out(&plan, compile) {
                         return;

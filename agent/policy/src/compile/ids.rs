@@ -1,6 +1,7 @@
-//! Ids that are never restarted and never used twice: sets, classes, functions, rules, revisions.
+//! Ids that are never restarted and never used twice: sets, classes, functions, generations of
+//! rules, revisions.
 
-use agent_common::maps::{ID_ROWS, IdKind};
+use agent_common::maps::{ID_ROWS, IdKind, RULE_GENERATIONS};
 
 use crate::plan::{Refused, Write};
 
@@ -13,10 +14,10 @@ const KINDS: [IdKind; 5] = [
 ];
 
 /// How many ids are reserved at once, so that few plans have to write IDS. What was reserved and
-/// not used is lost with a restart, and rule ids index an array: so they go in small blocks.
+/// not used is lost with a restart, and there are few generations of rules: one by one.
 const fn block(kind: IdKind) -> u64 {
     match kind {
-        IdKind::Rule => 32,
+        IdKind::Rule => 1,
         IdKind::Set | IdKind::Class | IdKind::Function | IdKind::Revision => 4096,
     }
 }
@@ -49,7 +50,11 @@ impl Ids {
 
     /// Fails when a kind is used up.
     pub(crate) fn check(&self) -> Result<(), Refused> {
-        let used_up = |kind: &IdKind| self.next(*kind) > u64::from(u32::MAX);
+        let last = |kind: IdKind| match kind {
+            IdKind::Rule => RULE_GENERATIONS - 1,
+            IdKind::Set | IdKind::Class | IdKind::Function | IdKind::Revision => u32::MAX,
+        };
+        let used_up = |kind: &IdKind| self.next(*kind) > u64::from(last(*kind));
         match KINDS.into_iter().find(used_up) {
             Some(kind) => Err(Refused::IdsExhausted { kind }),
             None => Ok(()),
@@ -101,12 +106,16 @@ mod tests {
 
     #[test]
     fn a_kind_that_is_used_up_is_refused() {
-        let mut ids = Ids::new([u64::from(u32::MAX); ID_ROWS as usize]);
-        assert_eq!(ids.check(), Ok(()));
-        assert_eq!(ids.take(IdKind::Set), u32::MAX);
-        assert_eq!(
-            ids.check(),
-            Err(Refused::IdsExhausted { kind: IdKind::Set })
-        );
+        for (kind, last) in [
+            (IdKind::Set, u32::MAX),
+            (IdKind::Rule, RULE_GENERATIONS - 1),
+        ] {
+            let mut taken = [0; ID_ROWS as usize];
+            taken[kind as usize] = u64::from(last);
+            let mut ids = Ids::new(taken);
+            assert_eq!(ids.check(), Ok(()));
+            assert_eq!(ids.take(kind), last);
+            assert_eq!(ids.check(), Err(Refused::IdsExhausted { kind }));
+        }
     }
 }

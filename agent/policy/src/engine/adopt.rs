@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use agent_common::maps::{ID_ROWS, IdKind, NAME_RULE};
+use agent_common::RuleId;
+use agent_common::maps::{ID_ROWS, IdKind, NAME_RULE, rule_generation};
 
 use super::endpoints::{Endpoint, Endpoints, Published, Slots, Withdrawal, free_config_rows};
 use super::resting::Rest;
@@ -61,7 +62,7 @@ impl Engine {
             slot: *slot,
             is_open: true,
         }));
-        compiler.rules.adopt(present.names.iter(), &present.slots);
+        let adopted_rules = compiler.rules.adopt(present.names.iter());
         let foreign = foreign(present, &mut compiler);
         Self {
             options,
@@ -80,6 +81,7 @@ impl Engine {
             foreign,
             adopted_rows: present.verdicts.keys().copied().collect(),
             adopted_ports: present.ports.keys().copied().collect(),
+            adopted_rules,
             outstanding: None,
         }
     }
@@ -134,7 +136,7 @@ fn first_ids(present: &Tables) -> [u64; ID_ROWS as usize] {
         seen(IdKind::Function, u32::from_be_bytes(key.function_be));
     }
     for key in present.names.keys().filter(|key| key.kind == NAME_RULE) {
-        seen(IdKind::Rule, key.id);
+        seen(IdKind::Rule, rule_generation(RuleId(key.id)));
     }
     for word in present.endpoints.values() {
         seen(IdKind::Revision, word.revision);

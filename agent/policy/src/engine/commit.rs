@@ -1,7 +1,7 @@
 //! A decided plan: its writes in their order, and the engine's picture of the maps after them.
 //!
 //! The order (after every prefix each packet is judged by the old or the new state):
-//! names → what is withdrawn → functions → rows of new sets and classes, those for class 0 first →
+//! rows of new rules, names → what is withdrawn → functions → rows of new sets and classes, those for class 0 first →
 //! moving peers to a class that old sets judge as before and new sets as afterwards → endpoints
 //! flip → peers to their final class, narrower keys before wider ones → keys that go, wider ones
 //! first → buckets of peers are stamped → new endpoints → what has rested is deleted.
@@ -52,7 +52,7 @@ impl Engine {
             0
         };
         let mut rest = Vec::new();
-        let mut writes = self.compiler.rules.names();
+        let mut writes = self.compiler.rules.opened();
         summary.endpoints_withdrawn = self.withdraw(&mut writes, &mut rest);
         self.write_rows(&mut writes);
         if draft.has_targets {
@@ -119,6 +119,7 @@ impl Engine {
         let plan = Plan {
             writes: all,
             summary,
+            is_clearing: false,
         };
         (plan, rest)
     }
@@ -136,7 +137,6 @@ impl Engine {
             if gone.is_open {
                 writes.push(Write::CloseSlot(gone.slot));
                 writes.push(Write::DeleteName(slot_key(gone.slot)));
-                self.compiler.rules.slot_closed(gone.slot);
             }
             if gone.slot != 0 {
                 self.slots.give_back(gone.slot);
@@ -227,9 +227,6 @@ impl Engine {
                 continue;
             };
             set.published += 1;
-            for rule in &*set.rules {
-                self.compiler.rules.used_by_slot(rule.rule, config.slot);
-            }
         }
         if let Some(before) = before {
             rest.push(Resting::Config(before.row));
@@ -285,6 +282,11 @@ impl Engine {
             std::mem::take(&mut self.adopted_ports)
                 .into_iter()
                 .map(Resting::Port),
+        );
+        rest.extend(
+            std::mem::take(&mut self.adopted_rules)
+                .into_iter()
+                .map(Resting::Rule),
         );
     }
 }

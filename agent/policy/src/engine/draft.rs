@@ -137,32 +137,48 @@ impl Engine {
         let (_, _, port_rows) = compiler.functions.counts();
         let adopted = self.adopted_rows.len();
         let resting = self.rest.verdicts() + compiler.retired.rows.len();
-        for (what, wanted, limit) in [
+        for (what, map, wanted, limit) in [
             (
                 "peer classes",
+                "",
                 compiler.classes.len() + draft.transitional.len(),
                 options.classes,
             ),
             (
                 "verdict rows",
+                "VERDICTS",
                 compiler.rows.len() + resting + adopted + transitional,
                 options.rows,
             ),
             (
                 "exact peer rows",
+                "PEERS_EXACT",
                 compiler.addresses.present() + new_peers.count(),
                 options.peers,
             ),
-            ("prefix rows", compiler.prefixes.len(), options.prefixes),
+            (
+                "prefix rows",
+                "PEERS_CIDR",
+                compiler.prefixes.len(),
+                options.prefixes,
+            ),
             (
                 "port rows",
+                "PORTS",
                 port_rows + self.adopted_ports.len(),
                 options.ports,
+            ),
+            (
+                "names of rules and pods",
+                "NAMES",
+                compiler.rules.names_wanted() + self.slots.taken(),
+                options.names,
             ),
         ] {
             if wanted > limit {
                 return Err(Refused::Limit {
                     what,
+                    map,
                     wanted,
                     limit,
                 });

@@ -134,6 +134,11 @@ impl Slots {
         self.free.push_back(slot);
     }
 
+    /// Slots that somebody has.
+    pub(super) fn taken(&self) -> usize {
+        (SLOTS as usize - 1).saturating_sub(self.free.len())
+    }
+
     pub(super) fn owner(&self, slot: u32) -> Option<&SlotOwner> {
         self.owners.get(&slot)
     }
