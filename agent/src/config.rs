@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use agent_common::maps::{MAPS, MapKind};
 
@@ -45,6 +46,35 @@ impl std::str::FromStr for Posture {
             _ => Err(ConfigError::Posture(word.to_owned())),
         }
     }
+}
+
+/// How long after its attachment an endpoint may take up a connection in its middle, when only
+/// the other direction's policy admits it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum MidStreamGrace {
+    /// At any time: an allowed connection that was forgotten heals from either side.
+    #[default]
+    Forever,
+    /// This long: a peer that the pod may connect to cannot scan it with bare segments later on.
+    For(Duration),
+}
+
+impl std::str::FromStr for MidStreamGrace {
+    type Err = ConfigError;
+
+    fn from_str(word: &str) -> Result<Self, ConfigError> {
+        if word == "forever" {
+            return Ok(Self::Forever);
+        }
+        let span = duration(word).ok_or_else(|| ConfigError::MidStreamGrace(word.to_owned()))?;
+        Ok(Self::For(span))
+    }
+}
+
+/// `60s`, `5m`, `1h 30m`; never negative.
+fn duration(word: &str) -> Option<Duration> {
+    let span: jiff::SignedDuration = word.parse().ok()?;
+    Duration::try_from(span).ok()
 }
 
 /// How log lines look.
@@ -92,6 +122,9 @@ pub enum ConfigError {
     /// `--posture` is neither word.
     #[error("--posture {0:?}: unknown; write closed or open")]
     Posture(String),
+    /// `--mid-stream-grace` cannot be read.
+    #[error("--mid-stream-grace {0:?}: write forever, or a duration such as 60s")]
+    MidStreamGrace(String),
     /// `--log-format` is neither word.
     #[error("--log-format {0:?}: unknown; write text or json")]
     LogFormat(String),
@@ -135,6 +168,8 @@ pub struct Options {
     pub netns: PathBuf,
     /// `--posture`.
     pub posture: Posture,
+    /// `--mid-stream-grace`.
+    pub mid_stream_grace: MidStreamGrace,
     /// `--map-capacity`, each `NAME=ENTRIES`.
     pub capacities: Vec<String>,
     /// `--log-format`.
@@ -152,6 +187,7 @@ impl Options {
             pins: PathBuf::from(DEFAULT_PINS),
             netns: PathBuf::from(DEFAULT_NETNS),
             posture: Posture::default(),
+            mid_stream_grace: MidStreamGrace::default(),
             capacities: Vec::new(),
             log_format: LogFormat::default(),
         }
@@ -177,6 +213,8 @@ pub struct Config {
     pub netns: PathBuf,
     /// What happens to the unknown.
     pub posture: Posture,
+    /// How long connections may be taken up in their middle.
+    pub mid_stream_grace: MidStreamGrace,
     /// Capacities that differ from the default, by map name.
     pub capacities: Capacities,
     /// How log lines look.
@@ -286,6 +324,7 @@ impl Config {
             pins: options.pins,
             netns: options.netns,
             posture: options.posture,
+            mid_stream_grace: options.mid_stream_grace,
             log_format: options.log_format,
         })
     }
@@ -341,6 +380,20 @@ mod tests {
             metrics(Some("all")),
             Err(ConfigError::Metrics("all".to_owned()))
         );
+    }
+
+    #[test]
+    fn the_mid_stream_grace_is_a_duration_or_has_no_end() {
+        let of = |word: &str| word.parse::<MidStreamGrace>();
+        assert_eq!(MidStreamGrace::default(), MidStreamGrace::Forever);
+        assert_eq!(of("forever"), Ok(MidStreamGrace::Forever));
+        assert_eq!(of("60s"), Ok(MidStreamGrace::For(Duration::from_secs(60))));
+        for wrong in ["60", "-1s", "never", ""] {
+            assert_eq!(
+                of(wrong),
+                Err(ConfigError::MidStreamGrace(wrong.to_owned()))
+            );
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod attaching;
 mod findings;
 mod handle;
 mod locals;
+mod newcomers;
 mod plans;
 mod run;
 mod settings;

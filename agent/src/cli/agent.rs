@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use super::Outcome;
 use crate::config::{
-    Config, DEFAULT_NETNS, DEFAULT_PINS, DEFAULT_SOCKET, LogFormat, Options, Posture,
+    Config, DEFAULT_NETNS, DEFAULT_PINS, DEFAULT_SOCKET, LogFormat, MidStreamGrace, Options,
+    Posture,
 };
 
 /// Enforce policy on this node
@@ -44,6 +45,15 @@ pub(super) struct Args {
         default_value = "closed"
     )]
     posture: Posture,
+    /// How long after its attachment a pod may go on with a connection that only its peer's
+    /// opening would explain, as 60s; forever lets forgotten connections heal at any time
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "PICKET_MID_STREAM_GRACE",
+        default_value = "forever"
+    )]
+    mid_stream_grace: MidStreamGrace,
     /// Entries of a map, as NAME=ENTRIES; may be given again
     #[arg(long = "map-capacity", value_name = "NAME=ENTRIES")]
     capacities: Vec<String>,
@@ -67,6 +77,7 @@ impl Args {
             pins: self.pins,
             netns: self.netns,
             posture: self.posture,
+            mid_stream_grace: self.mid_stream_grace,
             capacities: self.capacities,
             log_format: self.log_format,
         })?;

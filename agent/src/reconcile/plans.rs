@@ -28,6 +28,8 @@ pub struct Plans {
     pub compile: Histogram,
     /// Writing and reading back.
     pub swap: Histogram,
+    /// From a new interface being noticed to its pod's policy being in force.
+    pub first_enforced: Histogram,
 }
 
 /// What one plan took.
@@ -77,7 +79,7 @@ impl Histogram {
         0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
     ];
 
-    fn observe(&mut self, duration: Duration) {
+    pub(super) fn observe(&mut self, duration: Duration) {
         let seconds = duration.as_secs_f64();
         let place = Self::BOUNDS.iter().position(|bound| seconds <= *bound);
         match place.and_then(|place| self.counts.get_mut(place)) {

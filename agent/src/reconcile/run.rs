@@ -11,6 +11,7 @@ use tracing::warn;
 
 use super::attaching::left_at;
 use super::locals::{Decision, Locals};
+use super::newcomers::Newcomers;
 use super::plans::{Backoff, Progress};
 use super::{
     Endpoint, Event, Phase, Plans, Question, Unclaimed, Unenforced, View, earlier, findings,
@@ -86,6 +87,7 @@ pub(crate) struct Reconciler {
     pub(super) engine: Engine,
     pub(super) dataplane: Dataplane,
     pub(super) locals: Locals,
+    newcomers: Newcomers,
     pub(super) endpoints: BTreeMap<IfIndex, Endpoint>,
     pub(super) unenforced: Vec<Unenforced>,
     pub(super) unclaimed: Vec<Unclaimed>,
@@ -145,6 +147,7 @@ impl Reconciler {
             engine,
             dataplane,
             locals,
+            newcomers: Newcomers::default(),
             endpoints: BTreeMap::new(),
             unenforced: Vec::new(),
             unclaimed: Vec::new(),
@@ -188,6 +191,7 @@ impl Reconciler {
             Event::Objects(batch) => self.take_objects(batch),
             Event::Interfaces(sighting) => {
                 self.notice(sighting.noticed);
+                self.newcomers.sight(&sighting);
                 self.locals.sight(sighting);
                 if let Stage::Loading { interfaces, .. } = &mut self.stage {
                     *interfaces = true;
@@ -243,6 +247,8 @@ impl Reconciler {
         self.report_unenforced();
         self.write();
         self.attach_those_with_rows();
+        self.newcomers
+            .arrive(&self.endpoints, &mut self.plans.first_enforced);
     }
 
     /// True once everything is known and the knobs are written.

@@ -1,16 +1,16 @@
 //! The knobs of the kernel's programs, and the engine's limits, from the configuration.
 
+use std::time::Duration;
+
 use agent_common::conntrack::Timeout;
 use agent_common::maps::{Settings, settings_flags};
 use agent_policy::engine;
 
-use crate::config::{Config, Posture};
+use crate::config::{Config, MidStreamGrace, Posture};
 use crate::dataplane::Dataplane;
 
 /// Seconds after which a refusal that goes on is reported again.
 const REPORT_AFTER_S: u32 = 30;
-/// Seconds during which a connection older than the attachment may be taken up (strict knob).
-const MID_STREAM_GRACE_S: u32 = 60;
 /// New flows a second that one endpoint may open: several times what a busy proxy opens, a fifth
 /// of the flood that pushed idle connections out of a shared table within seconds.
 const NEW_FLOWS_PER_S: u32 = 10_000;
@@ -23,17 +23,27 @@ pub(super) fn settings(config: &Config, hz: u32) -> Settings {
         Posture::Closed => 0,
         Posture::Open => settings_flags::UNKNOWN_OPEN,
     };
+    let (strict, grace) = match config.mid_stream_grace {
+        MidStreamGrace::Forever => (0, 0),
+        MidStreamGrace::For(grace) => (settings_flags::STRICT_MID_STREAM, jiffies(grace, hz)),
+    };
     Settings {
-        flags: settings_flags::REPORT_ALLOWED | posture,
+        flags: settings_flags::REPORT_ALLOWED | posture | strict,
         hz,
         report_interval: hz.saturating_mul(REPORT_AFTER_S),
-        mid_stream_grace: hz.saturating_mul(MID_STREAM_GRACE_S),
+        mid_stream_grace: grace,
         timeouts: Timeout::defaults(hz),
         budget_rate: NEW_FLOWS_PER_S,
         budget_burst: NEW_FLOWS_AT_ONCE,
         mark_mask: 0,
         reserved: 0,
     }
+}
+
+/// Half of the clock that stamps are compared by at most.
+fn jiffies(span: Duration, hz: u32) -> u32 {
+    let ticks = span.as_millis() * u128::from(hz) / 1_000;
+    u32::try_from(ticks).unwrap_or(u32::MAX).min(u32::MAX / 2)
 }
 
 /// How much the engine may use: what the maps hold.
@@ -49,6 +59,7 @@ pub(super) fn limits(config: &Config, dataplane: &Dataplane) -> engine::Options 
         peers: entries("PEERS_EXACT"),
         prefixes: entries("PEERS_CIDR"),
         ports: entries("PORTS"),
+        names: entries("NAMES"),
         ..engine::Options::default()
     }
 }
