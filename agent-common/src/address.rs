@@ -37,7 +37,7 @@ impl Address {
 
     /// The address of four native-endian words.
     #[inline(always)]
-    const fn from_words(words: [u32; 4]) -> Self {
+    pub const fn from_words(words: [u32; 4]) -> Self {
         zerocopy::transmute!(words)
     }
 
@@ -62,6 +62,25 @@ impl Address {
         // All of this works on words: byte by byte, BPF needs sixteen places on its stack for one
         // address.
         zerocopy::transmute!(self)
+    }
+
+    /// The address of two native-endian halves.
+    #[inline(always)]
+    pub const fn from_halves(halves: [u64; 2]) -> Self {
+        zerocopy::transmute!(halves)
+    }
+
+    /// The address as two native-endian halves.
+    #[inline(always)]
+    pub const fn halves(self) -> [u64; 2] {
+        zerocopy::transmute!(self)
+    }
+
+    /// The mapped form of an IPv4 address given as a native-endian word.
+    #[inline(always)]
+    pub const fn from_v4_word(v4: u32) -> Self {
+        let [a, b, c, d] = v4.to_ne_bytes();
+        Self::from_halves([0, u64::from_ne_bytes([0, 0, 0xff, 0xff, a, b, c, d])])
     }
 
     /// True for the mapped form of an IPv4 address.

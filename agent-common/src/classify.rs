@@ -6,6 +6,7 @@
 mod audit;
 mod budget;
 pub mod flow;
+mod glance;
 mod link;
 mod ownership;
 mod report;
@@ -14,9 +15,10 @@ pub mod tables;
 
 use crate::conntrack::Signal;
 use crate::maps::{Config, Counter, PendingKey, config_flags, settings_flags};
-use crate::packet::{self, Fragmentation, Headers, Kind, Packet, ParseError, ethernet};
+use crate::packet::{self, Fragmentation, Headers, Kind, Packet, ethernet};
 use crate::verdict::{Direction, Reason, RuleId, Verdict};
 
+pub use glance::{Glance, glance};
 pub use tables::{DeniedRow, FlowEntry, FlowTables};
 
 /// Which program is asking, seen from the pod.
@@ -70,28 +72,35 @@ pub fn classify<T: FlowTables, P: Packet + ?Sized>(
     packet: &P,
     at: &Arrival,
 ) -> Outcome {
-    classify_in(&mut Room::default(), tables, packet, at)
+    let room = &mut Room::default();
+    match glance(room, tables, packet, at) {
+        Glance::Established => Outcome::Pass(Reason::Reply),
+        Glance::Unsure { is_untracked } => look_closely(room, tables, packet, at, is_untracked),
+    }
 }
 
-/// The same in a place of the caller's: the kernel's stack is too small for it. What the place
-/// held before makes no difference.
+/// The long way, which every packet may take, for what [`glance`] was unsure of. It happens in a
+/// place of the caller's: the kernel's stack is too small for it. What the place held before makes
+/// no difference.
 #[inline(always)]
-pub fn classify_in<T: FlowTables, P: Packet + ?Sized>(
+pub fn look_closely<T: FlowTables, P: Packet + ?Sized>(
     room: &mut Room,
     tables: &T,
     packet: &P,
     at: &Arrival,
+    is_untracked: bool,
 ) -> Outcome {
     let Room {
         headers,
         seen,
         decision,
+        key: _,
     } = room;
-    *headers = Headers::default();
-    let kind = packet::parse_into(packet, headers);
+    let kind = Read::of(packet, headers);
     // One load gives the row and the revision that every stamp below carries.
     let endpoint = tables.endpoint(at.ifindex);
     seen.read(at, packet.length(), tables.now(), endpoint, headers);
+    seen.is_untracked = is_untracked;
     let config = endpoint.map(|(config, _)| config);
     decision.begin(seen.direction);
     match way(tables, seen, kind, headers, config, decision) {
@@ -119,15 +128,15 @@ pub fn classify_in<T: FlowTables, P: Packet + ?Sized>(
 fn way<T: FlowTables>(
     tables: &T,
     seen: &mut Seen,
-    kind: Result<Kind, ParseError>,
+    kind: Read,
     headers: &Headers,
     config: Option<&Config>,
     decision: &mut Decision,
 ) -> Step {
     let is_link_upkeep = match kind {
-        Ok(Kind::Arp) => return Step::Decided(Reason::Link),
-        Ok(Kind::Ip) => link::is_link_upkeep(headers, &seen.at),
-        Err(_) => false,
+        Read::Arp => return Step::Decided(Reason::Link),
+        Read::Ip => link::is_link_upkeep(headers, &seen.at),
+        Read::Nothing => false,
     };
     let Some(config) = config.filter(|config| config.flags & config_flags::PROGRAMMED != 0) else {
         return Step::Decided(if is_link_upkeep {
@@ -136,7 +145,7 @@ fn way<T: FlowTables>(
             posture_without_policy(tables, config)
         });
     };
-    if kind.is_err() {
+    if matches!(kind, Read::Nothing) {
         return Step::Decided(Reason::Malformed);
     }
     let local = seen.flow.flow.local;
@@ -191,6 +200,8 @@ struct Seen {
     detail: (u8, u8),
     /// Where it came from says nothing about an IPv6 fragment.
     has_fragment_header: bool,
+    /// CONNTRACK is known to have nothing of the flow.
+    is_untracked: bool,
     /// Length of the frame.
     length: u32,
     /// The endpoint's revision, from the same load as its row.
@@ -255,6 +266,30 @@ impl Seen {
     }
 }
 
+/// What was read of a packet.
+#[derive(Clone, Copy)]
+enum Read {
+    /// ARP.
+    Arp,
+    /// An IP packet's headers.
+    Ip,
+    /// It is not what it claims to be.
+    Nothing,
+}
+
+impl Read {
+    /// Not inlined: what it needs of the stack is free again afterwards.
+    #[inline(never)]
+    fn of<P: Packet + ?Sized>(packet: &P, headers: &mut Headers) -> Self {
+        headers.clear();
+        match packet::parse_into(packet, headers) {
+            Ok(Kind::Arp) => Self::Arp,
+            Ok(Kind::Ip) => Self::Ip,
+            Err(_) => Self::Nothing,
+        }
+    }
+}
+
 /// How the way ends.
 enum Step {
     /// The packet is for another pod.
@@ -296,11 +331,13 @@ impl Decision {
     fn begin(&mut self, direction: Direction) {
         self.reason = Reason::NotProgrammed;
         self.direction = direction;
-        self.rule = RuleId::NONE;
-        self.set = 0;
-        self.class = 0;
-        self.via = 0;
-        self.is_new = false;
+        // Not seen through, as in `Headers::clear`.
+        let zero = core::hint::black_box(0);
+        self.rule = RuleId(zero);
+        self.set = zero;
+        self.class = zero;
+        self.via = zero;
+        self.is_new = zero != 0;
         self.difference = None;
     }
 }
@@ -308,6 +345,8 @@ impl Decision {
 /// Where a packet's particulars are while it is judged.
 #[derive(Clone, Copy, Debug)]
 pub struct Room {
+    /// [`glance`]'s; its padding bytes are zero for good.
+    key: glance::Place,
     headers: Headers,
     seen: Seen,
     decision: Decision,
@@ -316,6 +355,7 @@ pub struct Room {
 impl Default for Room {
     fn default() -> Self {
         Self {
+            key: glance::Place::default(),
             headers: Headers::default(),
             seen: Seen {
                 at: Arrival {
@@ -329,6 +369,7 @@ impl Default for Room {
                 ports: (0, 0),
                 detail: (0, 0),
                 has_fragment_header: false,
+                is_untracked: false,
                 length: 0,
                 revision: 0,
                 now: 0,

@@ -21,8 +21,59 @@ pub trait Packet {
     /// (linear or paged) makes no difference.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
+    /// Its first `N` bytes, when they lie in one piece. A packet that has them in several may say
+    /// `None`.
+    fn head<const N: usize>(&self) -> Option<impl Head>;
+
+    /// The address at `offset`.
+    #[inline(always)]
+    fn load_address(&self, offset: usize) -> Option<Address> {
+        self.load(offset).map(Address::from_v6)
+    }
+
     /// Length of the whole packet in bytes, Ethernet header included.
     fn length(&self) -> u32;
+}
+
+/// The first bytes of a packet, read in words. What lies outside of them reads as anything.
+pub trait Head {
+    /// One byte.
+    fn byte<const AT: usize>(&self) -> u8;
+    /// Two bytes, as they lie.
+    fn short<const AT: usize>(&self) -> u16;
+    /// Four bytes, as they lie.
+    fn word<const AT: usize>(&self) -> u32;
+    /// Eight bytes, as they lie.
+    fn long<const AT: usize>(&self) -> u64;
+}
+
+impl<const N: usize> Head for &[u8; N] {
+    #[inline(always)]
+    fn byte<const AT: usize>(&self) -> u8 {
+        u8::from_ne_bytes(chunk(self, AT))
+    }
+
+    #[inline(always)]
+    fn short<const AT: usize>(&self) -> u16 {
+        u16::from_ne_bytes(chunk(self, AT))
+    }
+
+    #[inline(always)]
+    fn word<const AT: usize>(&self) -> u32 {
+        u32::from_ne_bytes(chunk(self, AT))
+    }
+
+    #[inline(always)]
+    fn long<const AT: usize>(&self) -> u64 {
+        u64::from_ne_bytes(chunk(self, AT))
+    }
+}
+
+fn chunk<const N: usize, const M: usize>(bytes: &[u8; N], at: usize) -> [u8; M] {
+    bytes
+        .get(at..)
+        .and_then(|bytes| bytes.first_chunk().copied())
+        .unwrap_or([0; M])
 }
 
 /// No header is looked for past this many bytes: RFC 7112 §5 wants the whole header chain in the
@@ -36,6 +87,11 @@ impl Packet for [u8] {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         self.get(offset..)?.first_chunk().copied()
+    }
+
+    #[inline(always)]
+    fn head<const N: usize>(&self) -> Option<impl Head> {
+        self.first_chunk::<N>()
     }
 
     #[inline(always)]
@@ -110,6 +166,28 @@ pub struct Headers {
     pub has_fragment_header: bool,
     /// An IPv6 hop-by-hop header was on the way.
     pub has_hop_by_hop: bool,
+}
+
+impl Headers {
+    /// Says nothing again. Field by field, of zeros that the compiler does not see through: it
+    /// would make a call and a loop over bytes of a whole value.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "it is zero")]
+    pub(crate) fn clear(&mut self) {
+        let zero = core::hint::black_box(0_u64);
+        self.source = Address::from_halves([zero; 2]);
+        self.destination = Address::from_halves([zero; 2]);
+        self.source_port = zero as u16;
+        self.destination_port = zero as u16;
+        self.echo = None;
+        self.protocol = zero as u8;
+        self.detail = zero as u8;
+        self.code = zero as u8;
+        self.hop_limit = zero as u8;
+        self.fragmentation = Fragmentation::Whole;
+        self.has_fragment_header = zero != 0;
+        self.has_hop_by_hop = zero != 0;
+    }
 }
 
 /// What a frame is to us.

@@ -1,6 +1,7 @@
-//! Yardsticks: the least that a tc program can cost, for benchmarks to compare with, and the
-//! readers of the torn-read test. Nothing but tests loads them.
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+//! Yardsticks: the least that a tc program can cost, for benchmarks to compare with; the program
+//! that gives them and ours their packets; and the readers of the torn-read test. Nothing but tests
+//! loads them.
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 #![expect(
     missing_docs,
     unreachable_pub,
@@ -18,34 +19,65 @@
     reason = "halves of words; the kernel aligns every map value to 8 bytes"
 )]
 
+mod words;
+
 use agent_common::maps::{ENDPOINT_ROWS, EndpointWord};
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MMAPABLE, TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_ANY, BPF_F_MMAPABLE, BPF_RB_NO_WAKEUP, TC_ACT_SHOT, TC_ACT_UNSPEC,
+};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use aya_ebpf::macros::{btf_map, classifier};
 use aya_ebpf::programs::TcContext;
 
-/// A TCP or UDP flow over IPv4, as short as a key can be.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Flow {
-    /// Source and destination address.
-    addresses: [u8; 8],
-    /// Source and destination port.
-    ports: [u8; 4],
-    /// IP protocol number.
-    protocol: u32,
-}
+/// Addresses, ports and protocol of a flow over IPv4, as short as a key can be.
+type FlowV4 = [u64; 2];
+/// The same over IPv6.
+type FlowV6 = [u64; 5];
+/// Entries of the tables: more than a benchmark opens flows.
+const FLOWS: usize = 262_144;
 
 /// What stands for an endpoint.
 #[btf_map]
 static FLOOR_WORDS: Array<u64, { ENDPOINT_ROWS as usize }> = Array::new();
 /// What stands for connections.
 #[btf_map]
-static FLOOR_FLOWS: LruHashMap<Flow, u64, 65_536> = LruHashMap::new();
+static FLOOR_FLOWS_V4: LruHashMap<FlowV4, u64, FLOWS> = LruHashMap::new();
+/// The same over IPv6.
+#[btf_map]
+static FLOOR_FLOWS_V6: LruHashMap<FlowV6, u64, FLOWS> = LruHashMap::new();
+/// What stands for all of policy: who is refused, by address.
+#[btf_map]
+static FLOOR_REFUSED: HashMap<[u64; 2], u64, 1024> = HashMap::new();
 /// What stands for counters.
 #[btf_map]
 static FLOOR_COUNTS: PerCpuArray<u64, 16> = PerCpuArray::new();
+/// What stands for events.
+#[btf_map]
+static FLOOR_EVENTS: RingBuf<FlowV6, { 4 << 20 }> = RingBuf::new();
+
+/// How `vary` makes a packet of the one that it is given.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Variation {
+    /// Number of the next flow; its low half becomes the pod's port.
+    next: u32,
+    /// Bits of the number that count.
+    mask: u32,
+    /// Where the pod's port is in the packet.
+    pod_port: u32,
+    /// Where the peer's port is; it becomes the number's high half and `peer_base`.
+    peer_port: u32,
+    /// The peer's port of the first 65 536 flows.
+    peer_base: u32,
+    /// Place of the program that gets the packet.
+    program: u32,
+}
+
+#[btf_map]
+static VARIATION: Array<Variation, 1> = Array::new();
+#[btf_map]
+static PROGRAMS: ProgramArray<16> = ProgramArray::new();
 
 /// The programs' own map of this name: tests pin it where theirs is.
 #[btf_map]
@@ -64,46 +96,203 @@ const READS: u32 = 1000;
 /// What a revision must be, given its config row (any odd constant will do).
 const PAIR: u32 = 0x9e37_79b1;
 
+/// Makes the packet one of the next flow and hands it on, so that a test run without a system call
+/// between is one of many flows.
+#[classifier]
+pub fn vary(context: TcContext) -> i32 {
+    let Some(state) = VARIATION.get_ptr_mut(0) else {
+        return TC_ACT_SHOT;
+    };
+    // SAFETY: a live map value, and one test run at a time.
+    let Variation {
+        next,
+        mask,
+        pod_port,
+        peer_port,
+        peer_base,
+        program,
+    } = unsafe { *state };
+    // SAFETY: as above.
+    unsafe { (*state).next = next.wrapping_add(1) };
+    let flow = next & mask;
+    write_port(&context, pod_port, flow as u16);
+    write_port(&context, peer_port, (peer_base + (flow >> 16)) as u16);
+    // SAFETY: nothing here waits to be dropped.
+    unsafe { PROGRAMS.tail_call(&context, program) };
+    TC_ACT_SHOT
+}
+
+#[inline(always)]
+fn write_port(context: &TcContext, at: u32, port: u16) {
+    let place = context.data() + (at as usize & 0x3f);
+    if place + 2 <= context.data_end() {
+        // SAFETY: the comparison proves that the bytes are there.
+        unsafe { (place as *mut [u8; 2]).write(port.to_be_bytes()) };
+    }
+}
+
 /// Nothing at all.
 #[classifier]
 pub fn bare(_context: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// Ethernet, IPv4 and ports, by direct packet access.
-#[classifier]
-pub fn parse(context: TcContext) -> i32 {
-    match flow(&context) {
-        // Something must depend on what was read.
-        Some(flow) if flow.protocol == 255 => TC_ACT_SHOT,
-        Some(_) => TC_ACT_UNSPEC,
-        None => TC_ACT_SHOT,
-    }
+/// The floors of one family: programs of their own, because the verifier makes a slower call of a
+/// look-up whose map depends on the packet.
+macro_rules! floors {
+    ($flow:ident, $flows:ident, $address:ident, $parse:ident, $known:ident, $new:ident, $denied:ident) => {
+        /// Ethernet, IP and ports, by direct packet access.
+        #[classifier]
+        pub fn $parse(context: TcContext) -> i32 {
+            match $flow(&context) {
+                // Something must depend on what was read.
+                Some([_, 0, ..]) | None => TC_ACT_SHOT,
+                Some(_) => TC_ACT_UNSPEC,
+            }
+        }
+
+        /// The least an established packet can cost: parse, one array, one LRU, one per-CPU
+        /// counter.
+        #[classifier]
+        pub fn $known(context: TcContext) -> i32 {
+            let Some(flow) = $flow(&context).filter(|_| count(&context)) else {
+                return TC_ACT_SHOT;
+            };
+            // SAFETY: only whether it is there is asked.
+            if unsafe { $flows.get(flow) }.is_some() {
+                TC_ACT_UNSPEC
+            } else {
+                TC_ACT_SHOT
+            }
+        }
+
+        /// The least a new flow can cost, whatever is asked of policy: the above, but a miss; a
+        /// place in the LRU and an event.
+        #[classifier]
+        pub fn $new(context: TcContext) -> i32 {
+            let Some(flow) = $flow(&context).filter(|_| count(&context)) else {
+                return TC_ACT_SHOT;
+            };
+            // SAFETY: only whether it is there is asked.
+            if unsafe { $flows.get(flow) }.is_some() {
+                return TC_ACT_UNSPEC;
+            }
+            if $flows.insert(flow, 1, u64::from(BPF_ANY)).is_err() {
+                return TC_ACT_SHOT;
+            }
+            let Some(mut event) = FLOOR_EVENTS.reserve(0) else {
+                return TC_ACT_SHOT;
+            };
+            event.write([flow[0], flow[1], 0, 0, 0]);
+            event.submit(u64::from(BPF_RB_NO_WAKEUP));
+            TC_ACT_UNSPEC
+        }
+
+        /// The least a refusal can cost: the floor, but a miss; and one look-up that says no.
+        #[classifier]
+        pub fn $denied(context: TcContext) -> i32 {
+            let Some(flow) = $flow(&context).filter(|_| count(&context)) else {
+                return TC_ACT_SHOT;
+            };
+            // SAFETY: only whether it is there is asked.
+            if unsafe { $flows.get(flow) }.is_some() {
+                return TC_ACT_UNSPEC;
+            }
+            // SAFETY: as above.
+            if unsafe { FLOOR_REFUSED.get($address(&flow)) }.is_some() {
+                TC_ACT_SHOT
+            } else {
+                TC_ACT_UNSPEC
+            }
+        }
+    };
 }
 
-/// The least an established packet can cost: parse, one array, one LRU, one per-CPU counter.
-#[classifier]
-pub fn floor(context: TcContext) -> i32 {
-    let Some(flow) = flow(&context) else {
-        return TC_ACT_SHOT;
-    };
+floors!(
+    flow_v4,
+    FLOOR_FLOWS_V4,
+    address_v4,
+    parse_v4,
+    floor_v4,
+    new_v4,
+    denied_v4
+);
+floors!(
+    flow_v6,
+    FLOOR_FLOWS_V6,
+    address_v6,
+    parse_v6,
+    floor_v6,
+    new_v6,
+    denied_v6
+);
+
+/// One array, one per-CPU counter.
+#[inline(always)]
+fn count(context: &TcContext) -> bool {
     let skb: *const __sk_buff = context.as_ptr().cast_const().cast();
     // SAFETY: the context is the kernel's own; the field is readable by tc programs.
     let ifindex = unsafe { (*skb).ifindex };
     let Some(word) = FLOOR_WORDS.get(ifindex & (ENDPOINT_ROWS - 1)) else {
-        return TC_ACT_SHOT;
+        return false;
     };
-    // SAFETY: only read, and at once.
-    let known = unsafe { FLOOR_FLOWS.get(flow) };
     if let Some(count) = FLOOR_COUNTS.get_ptr_mut((*word & 1) as u32) {
         // SAFETY: this CPU's own value.
         unsafe { *count += 1 };
     }
-    if known.is_some() {
-        TC_ACT_UNSPEC
-    } else {
-        TC_ACT_SHOT
+    true
+}
+
+/// Both addresses; ports and protocol.
+#[inline(always)]
+fn flow_v4(context: &TcContext) -> Option<FlowV4> {
+    let data = context.data();
+    if data + 14 + 20 + 8 > context.data_end() {
+        return None;
     }
+    // SAFETY: the comparison proves that every byte read here is there.
+    unsafe {
+        if words::short::<12>(data) != 0x0800_u16.to_be() || words::byte::<14>(data) != 0x45 {
+            return None;
+        }
+        let rest = u64::from(words::word::<34>(data)) << 8 | u64::from(words::byte::<23>(data));
+        Some([words::long::<26>(data), rest])
+    }
+}
+
+/// Both addresses; ports and protocol.
+#[inline(always)]
+fn flow_v6(context: &TcContext) -> Option<FlowV6> {
+    let data = context.data();
+    if data + 14 + 40 + 8 > context.data_end() {
+        return None;
+    }
+    // SAFETY: the comparison proves that every byte read here is there.
+    unsafe {
+        if words::short::<12>(data) != 0x86dd_u16.to_be() {
+            return None;
+        }
+        let rest = u64::from(words::word::<54>(data)) << 8 | u64::from(words::byte::<20>(data));
+        Some([
+            words::long::<22>(data),
+            words::long::<30>(data),
+            words::long::<38>(data),
+            words::long::<46>(data),
+            rest,
+        ])
+    }
+}
+
+/// The destination.
+#[inline(always)]
+fn address_v4(flow: &FlowV4) -> [u64; 2] {
+    [flow[0] >> 32, 0]
+}
+
+/// The destination.
+#[inline(always)]
+fn address_v6(flow: &FlowV6) -> [u64; 2] {
+    [flow[2], flow[3]]
 }
 
 /// Reads the word of interface 1 many times, and counts words whose halves do not belong together.
@@ -120,7 +309,7 @@ pub fn torn_word(_context: TcContext) -> i32 {
         }
         read += 1;
     }
-    count(0, torn);
+    count_torn(0, torn);
     TC_ACT_UNSPEC
 }
 
@@ -140,48 +329,18 @@ pub fn torn_row(_context: TcContext) -> i32 {
         }
         read += 1;
     }
-    count(2, torn);
+    count_torn(2, torn);
     TC_ACT_UNSPEC
 }
 
 #[inline(always)]
-fn count(place: u32, torn: u64) {
+fn count_torn(place: u32, torn: u64) {
     for (index, amount) in [(place, u64::from(READS)), (place + 1, torn)] {
         if let Some(row) = TORN_COUNTS.get_ptr_mut(index) {
             // SAFETY: this CPU's own value.
             unsafe { *row += amount };
         }
     }
-}
-
-#[inline(always)]
-fn flow(context: &TcContext) -> Option<Flow> {
-    const ETHERTYPE: usize = 12;
-    const IPV4: usize = 14;
-    const IPV4_BYTES: usize = 20;
-    let (data, end) = (context.data(), context.data_end());
-    if data + IPV4 + IPV4_BYTES + 4 > end {
-        return None;
-    }
-    // SAFETY: the comparison above proves that every byte read below is there.
-    let byte = |offset: usize| unsafe { *((data + offset) as *const u8) };
-    if byte(ETHERTYPE) != 8 || byte(ETHERTYPE + 1) != 0 || byte(IPV4) != 0x45 {
-        return None;
-    }
-    let bytes = |offset: usize| {
-        [
-            byte(offset),
-            byte(offset + 1),
-            byte(offset + 2),
-            byte(offset + 3),
-        ]
-    };
-    let ([a, b, c, d], [e, f, g, h]) = (bytes(IPV4 + 12), bytes(IPV4 + 16));
-    Some(Flow {
-        addresses: [a, b, c, d, e, f, g, h],
-        ports: bytes(IPV4 + IPV4_BYTES),
-        protocol: u32::from(byte(IPV4 + 9)),
-    })
 }
 
 /// What the kernel's GPL-only helpers ask for.

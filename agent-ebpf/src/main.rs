@@ -32,9 +32,10 @@ mod entry;
 mod maps;
 mod skb;
 mod tables;
+mod words;
 
 use agent_common::Reason;
-use agent_common::classify::{Arrival, Hook, Outcome, classify_in};
+use agent_common::classify::{Arrival, Glance, Hook, Outcome, glance, look_closely};
 use aya_ebpf::helpers::bpf_jiffies64;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
@@ -69,17 +70,56 @@ pub fn clock(context: TcContext) -> i32 {
 
 #[inline(always)]
 fn run(context: &TcContext, hook: Hook) -> i32 {
-    let at = Arrival {
-        hook,
-        ifindex: skb::ifindex(context),
-        ingress_ifindex: skb::ingress_ifindex(context),
-    };
     let tables = KernelTables { context };
     let Some(room) = tables::room() else {
         // A per-CPU array always has its first row.
         return action::of(Outcome::Drop(Reason::FailClosed));
     };
-    action::of(classify_in(room, &tables, &Skb::new(context), &at))
+    match glance(room, &tables, &Skb::new(context), &arrival(context, hook)) {
+        Glance::Established => action::of(Outcome::Pass(Reason::Reply)),
+        Glance::Unsure { is_untracked } => match hook {
+            Hook::FromPod => look_from_pod(context, is_untracked),
+            Hook::ToPod => look_to_pod(context, is_untracked),
+        },
+    }
+}
+
+/// The long way of `from_pod`: a frame of its own, so the short way has few things to save.
+#[inline(never)]
+fn look_from_pod(context: &TcContext, is_untracked: bool) -> i32 {
+    look(context, Hook::FromPod, is_untracked)
+}
+
+/// The long way of `to_pod`.
+#[inline(never)]
+fn look_to_pod(context: &TcContext, is_untracked: bool) -> i32 {
+    look(context, Hook::ToPod, is_untracked)
+}
+
+#[inline(always)]
+fn look(context: &TcContext, hook: Hook, is_untracked: bool) -> i32 {
+    let at = arrival(context, hook);
+    let tables = KernelTables { context };
+    let Some(room) = tables::room() else {
+        // A per-CPU array always has its first row.
+        return action::of(Outcome::Drop(Reason::FailClosed));
+    };
+    action::of(look_closely(
+        room,
+        &tables,
+        &Skb::new(context),
+        &at,
+        is_untracked,
+    ))
+}
+
+#[inline(always)]
+fn arrival(context: &TcContext, hook: Hook) -> Arrival {
+    Arrival {
+        hook,
+        ifindex: skb::ifindex(context),
+        ingress_ifindex: skb::ingress_ifindex(context),
+    }
 }
 
 /// What the kernel's GPL-only helpers ask for.

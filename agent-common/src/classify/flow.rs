@@ -1,6 +1,7 @@
 //! Which flow a packet belongs to, and what is known of it.
 
-use super::{Hook, Seen, tables::FlowEntry as _, tables::FlowTables};
+use super::{Arrival, Hook, Seen, tables::FlowEntry as _, tables::FlowTables};
+use crate::address::Address;
 use crate::conntrack::{self, Signal, State, Timeout};
 use crate::maps::{
     Connection, Counter, FlowKey, PendingKey,
@@ -42,16 +43,23 @@ pub fn key_of(headers: &Headers, hook: Hook, slot: u32) -> PendingKey {
         | (Some(Echo::Reply(identifier)), Hook::FromPod) => (identifier, ECHO_BY_PEER),
     };
     PendingKey {
-        flow: FlowKey {
-            local,
-            peer,
-            local_port,
-            peer_port,
-            protocol: headers.protocol,
-            reserved: [0; 3],
-        },
+        flow: between((local, local_port), (peer, peer_port), headers.protocol),
         slot,
     }
+}
+
+/// The key of a flow between the pod and its peer.
+#[inline(always)]
+pub(super) fn between(
+    (local, local_port): (Address, u16),
+    (peer, peer_port): (Address, u16),
+    protocol: u8,
+) -> FlowKey {
+    let ([a, b], [c, d]) = (local.halves(), peer.halves());
+    let ([e, f], [g, h]) = (local_port.to_ne_bytes(), peer_port.to_ne_bytes());
+    // In words: the compiler would make a call to set three bytes to zero.
+    let rest = u64::from_ne_bytes([e, f, g, h, protocol, 0, 0, 0]);
+    zerocopy::transmute!([a, b, c, d, rest])
 }
 
 /// A flow that is known.
@@ -69,7 +77,11 @@ pub(super) fn find<T: FlowTables>(tables: &T, seen: &Seen) -> Option<Known<T::En
     if matches!(signal, Signal::Untracked) {
         return None;
     }
-    let kept = find_in(tables, seen, signal, tables.connection(flow), false);
+    let kept = if seen.is_untracked {
+        None
+    } else {
+        find_in(tables, seen, signal, tables.connection(flow), false)
+    };
     // A new connection waits in PENDING beside the old one with the same ports until it is
     // accepted, so a forged SYN takes nothing away.
     if kept.is_some() && !matches!(signal, Signal::Accept) {
@@ -86,15 +98,19 @@ pub(super) fn find<T: FlowTables>(tables: &T, seen: &Seen) -> Option<Known<T::En
 /// may do is nobody else's. Not asked in `find`: Linux 5.10 loses track of an entry that is given
 /// up after it was read.
 #[inline(always)]
-pub(super) fn comes_as_before(seen: &Seen, connection: &Connection) -> bool {
-    if !matches!(seen.at.hook, Hook::ToPod) || connection.originator != Direction::Ingress.index() {
+pub(super) fn comes_as_before(
+    at: &Arrival,
+    has_fragment_header: bool,
+    connection: &Connection,
+) -> bool {
+    if !matches!(at.hook, Hook::ToPod) || connection.originator != Direction::Ingress.index() {
         return true;
     }
-    let ingress_ifindex = seen.at.ingress_ifindex;
+    let ingress_ifindex = at.ingress_ifindex;
     if connection.flags & NODE != 0 {
-        ingress_ifindex == 0 && !seen.has_fragment_header
+        ingress_ifindex == 0 && !has_fragment_header
     } else if connection.flags & ITSELF != 0 {
-        ingress_ifindex == seen.at.ifindex
+        ingress_ifindex == at.ifindex
     } else {
         connection.via == 0 || connection.via == ingress_ifindex
     }

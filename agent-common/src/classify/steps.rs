@@ -97,7 +97,7 @@ pub(super) fn known_flow<T: FlowTables>(
     decision: &mut Decision,
 ) -> Reason {
     let connection = known.entry.read();
-    if !flow::comes_as_before(seen, &connection) {
+    if !flow::comes_as_before(&seen.at, seen.has_fragment_header, &connection) {
         return new_flow(tables, seen, config, decision);
     }
     let peer_revision = tables.peer_revision(connection.peer_bucket);

@@ -4,7 +4,6 @@ use super::{
     Extent, Fragmentation, Headers, MAX_HEADER_BYTES, Packet, ParseError, ethernet::HEADER_BYTES,
     packet_end,
 };
-use crate::address::Address;
 
 /// Bytes of the fixed header.
 const BASE_BYTES: usize = 40;
@@ -40,8 +39,8 @@ pub(super) fn parse<P: Packet + ?Sized>(
 ) -> Result<Extent, ParseError> {
     let truncated = ParseError::IpTruncated;
     // The destination comes last: when it is there, so is the rest.
-    headers.destination = Address::from_v6(packet.load(DESTINATION).ok_or(truncated)?);
-    headers.source = Address::from_v6(packet.load(SOURCE).ok_or(truncated)?);
+    headers.destination = packet.load_address(DESTINATION).ok_or(truncated)?;
+    headers.source = packet.load_address(SOURCE).ok_or(truncated)?;
     let [version] = packet.load(VERSION).ok_or(truncated)?;
     if version >> 4 != 6 {
         return Err(ParseError::Version);

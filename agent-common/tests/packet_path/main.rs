@@ -18,6 +18,8 @@ mod changes;
 #[cfg(test)]
 mod flows;
 #[cfg(test)]
+mod glance;
+#[cfg(test)]
 mod parse;
 #[cfg(test)]
 mod places;

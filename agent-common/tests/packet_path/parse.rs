@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use agent_common::packet::{
-    Fragmentation, Frame as Parsed, Headers, Packet, ParseError, icmp::Echo, parse,
+    Fragmentation, Frame as Parsed, Head, Headers, Packet, ParseError, icmp::Echo, parse,
 };
 use proptest::prelude::*;
 
@@ -20,6 +20,10 @@ impl Packet for Strict<'_> {
             "offset {offset} is beyond what the kernel's side can reach"
         );
         self.0.load(offset)
+    }
+
+    fn head<const N: usize>(&self) -> Option<impl Head> {
+        self.0.first_chunk::<N>()
     }
 
     fn length(&self) -> u32 {

@@ -1,0 +1,229 @@
+//! The short way says what the long way says, and leaves the same behind, for any packets in any
+//! order.
+
+use std::collections::HashMap;
+
+use agent_common::classify::{Arrival, Hook, classify};
+use agent_common::maps::{Connection, PendingKey};
+use agent_common::packet::{Head, Packet};
+use proptest::prelude::*;
+
+use crate::packets::Frame;
+use crate::world::{
+    CLOSED_SET, EGRESS_SET, FRIEND, HZ, INGRESS_SET, NEIGHBOUR, Node, POD, UPLINK, change_policy,
+    families, node, relabel,
+};
+
+/// A packet that cannot be glanced at: none of it lies in one piece.
+struct Paged<'a>(&'a [u8]);
+
+impl Packet for Paged<'_> {
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.0.load(offset)
+    }
+
+    fn head<const N: usize>(&self) -> Option<impl Head> {
+        None::<&[u8; N]>
+    }
+
+    fn length(&self) -> u32 {
+        self.0.length()
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Packet {
+        family: usize,
+        is_from_pod: bool,
+        peer: usize,
+        protocol: u8,
+        flags: u8,
+        ingress_ifindex: u32,
+        /// A byte that is changed, and how much of the frame is cut off.
+        damage: Option<(usize, u8, usize)>,
+    },
+    Wait(u64),
+    Policy([u32; 2]),
+    Relabel(usize, u32),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let flags = prop_oneof![4 => Just(16), 1 => Just(2), 1 => Just(18), 1 => any::<u8>()];
+    let protocol = prop_oneof![4 => Just(6), 2 => Just(17), 1 => Just(132), 1 => Just(1)];
+    let ifindex =
+        prop_oneof![4 => Just(UPLINK), 1 => Just(0), 1 => Just(POD.0), 1 => Just(NEIGHBOUR.0)];
+    // Fields that are looked at, of both families, more often than others.
+    let fields = vec![13, 14, 15, 16, 17, 18, 19, 20, 21, 23, 46, 47, 66, 67];
+    let place = prop_oneof![4 => prop::sample::select(fields), 1 => 0..80_usize];
+    let cut = prop_oneof![6 => Just(0), 1 => 1..4_usize];
+    let damage = prop_oneof![
+        3 => Just(None),
+        1 => (place, any::<u8>(), cut).prop_map(Some)
+    ];
+    let packet = (
+        0..2_usize,
+        any::<bool>(),
+        0..4_usize,
+        protocol,
+        flags,
+        ifindex,
+        damage,
+    )
+        .prop_map(
+            |(family, is_from_pod, peer, protocol, flags, ingress_ifindex, damage)| Step::Packet {
+                family,
+                is_from_pod,
+                peer,
+                protocol,
+                flags,
+                ingress_ifindex,
+                damage,
+            },
+        );
+    let sets = [[INGRESS_SET, EGRESS_SET], [CLOSED_SET, EGRESS_SET], [0, 0]];
+    prop_oneof![
+        16 => packet,
+        1 => (0..200 * u64::from(HZ)).prop_map(Step::Wait),
+        1 => prop::sample::select(sets.to_vec()).prop_map(Step::Policy),
+        1 => (0..4_usize, prop::sample::select(vec![0, FRIEND])).prop_map(|(peer, class)| Step::Relabel(peer, class)),
+    ]
+}
+
+fn frame(step: &Step) -> Option<(Arrival, Vec<u8>)> {
+    let Step::Packet {
+        family,
+        is_from_pod,
+        peer,
+        protocol,
+        flags,
+        ingress_ifindex,
+        damage,
+    } = *step
+    else {
+        return None;
+    };
+    let family = &families()[family];
+    let peer = [
+        family.friend,
+        family.friend,
+        family.neighbour,
+        family.stranger,
+    ][peer];
+    // One flow of each protocol with each peer, opened by either side.
+    let (pod, peer) = ((family.pod, 80), (peer, 443));
+    let (from, to) = if is_from_pod {
+        (pod, peer)
+    } else {
+        (peer, pod)
+    };
+    let mut bytes = match protocol {
+        6 => Frame::tcp(from, to, flags),
+        17 => Frame::udp(from, to),
+        132 => Frame::sctp(from, to, flags & 15),
+        _ if is_from_pod => Frame::echo_request(from.0, to.0, 7),
+        _ => Frame::echo_reply(from.0, to.0, 7),
+    }
+    .bytes();
+    if let Some((place, value, cut)) = damage {
+        if let Some(byte) = bytes.get_mut(place) {
+            *byte = value;
+        }
+        bytes.truncate(bytes.len() - cut);
+    }
+    let at = Arrival {
+        hook: if is_from_pod {
+            Hook::FromPod
+        } else {
+            Hook::ToPod
+        },
+        ifindex: POD.0,
+        ingress_ifindex: if is_from_pod { POD.0 } else { ingress_ifindex },
+    };
+    Some((at, bytes))
+}
+
+fn flows(node: &Node) -> [HashMap<PendingKey, Connection>; 2] {
+    [&node.connections, &node.pending].map(|table| {
+        let table = table.borrow();
+        table
+            .iter()
+            .map(|(key, entry)| (*key, entry.get()))
+            .collect()
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_glance_says_and_leaves_what_the_long_way_does(steps in prop::collection::vec(step(), 1..60)) {
+        let (mut short, mut long) = (node(), node());
+        for step in &steps {
+            match step {
+                Step::Packet { .. } => {}
+                Step::Wait(jiffies) => {
+                    short.advance(*jiffies);
+                    long.advance(*jiffies);
+                }
+                Step::Policy(sets) => {
+                    change_policy(&mut short, *sets);
+                    change_policy(&mut long, *sets);
+                }
+                Step::Relabel(peer, class) => {
+                    let family = &families()[peer % 2];
+                    let peer = [family.friend, family.neighbour][peer / 2];
+                    relabel(&mut short, peer, *class);
+                    relabel(&mut long, peer, *class);
+                }
+            }
+            let Some((at, bytes)) = frame(step) else { continue };
+            prop_assert_eq!(
+                classify(&short, bytes.as_slice(), &at),
+                classify(&long, &Paged(&bytes), &at),
+                "{:?}", step
+            );
+            prop_assert_eq!(flows(&short), flows(&long), "after {:?}", step);
+        }
+        prop_assert_eq!(&*short.passed.borrow(), &*long.passed.borrow());
+        prop_assert_eq!(&*short.dropped.borrow(), &*long.dropped.borrow());
+        prop_assert_eq!(&*short.counters.borrow(), &*long.counters.borrow());
+        prop_assert_eq!(short.take_events(), long.take_events());
+    }
+}
+
+#[test]
+fn an_established_flow_is_passed_at_a_glance() {
+    // Else the property above would compare the long way with itself.
+    for family in families() {
+        let node = node();
+        let (pod, friend) = ((family.pod, 80), (family.friend, 40_000));
+        for (is_from_pod, flags) in [(false, 2), (true, 18), (false, 16)] {
+            let (from, to) = if is_from_pod {
+                (pod, friend)
+            } else {
+                (friend, pod)
+            };
+            let bytes = Frame::tcp(from, to, flags).bytes();
+            let at = Arrival {
+                hook: if is_from_pod {
+                    Hook::FromPod
+                } else {
+                    Hook::ToPod
+                },
+                ifindex: POD.0,
+                ingress_ifindex: if is_from_pod { POD.0 } else { UPLINK },
+            };
+            let _outcome = classify(&node, bytes.as_slice(), &at);
+        }
+        let at = Arrival {
+            hook: Hook::FromPod,
+            ifindex: POD.0,
+            ingress_ifindex: POD.0,
+        };
+        let bytes = Frame::tcp(pod, friend, 16).bytes();
+        let room = &mut agent_common::classify::Room::default();
+        assert_eq!(
+            agent_common::classify::glance(room, &node, bytes.as_slice(), &at),
+            agent_common::classify::Glance::Established
+        );
+    }
+}
