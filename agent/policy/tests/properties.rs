@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use agent_policy::engine::Options;
 use agent_policy::model::Change;
-use agent_policy::plan::Write;
+use agent_policy::plan::{Refused, Write};
 use agent_policy::tables::Tables;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -403,4 +403,40 @@ fn rows_rest_before_they_go() {
     node.tables.apply_all(&plan.writes);
     assert_eq!(node.tables.verdicts.len(), 0);
     assert_eq!(node.engine.next_deadline(), None);
+}
+
+/// What a packet under way has loaded may be a row that nothing shows any more.
+#[test]
+fn a_row_of_configs_rests_before_it_is_used_again() {
+    let mut node = Node::new(Options::default());
+    let [closed, open] = node::isolating_then_open();
+    node.happen(&closed);
+    node.settle().unwrap();
+    let mut used = BTreeSet::from([0]);
+    let mut changes = open.iter().chain(closed.iter()).cycle();
+    let refused = loop {
+        node.happen(std::slice::from_ref(changes.next().unwrap()));
+        match node.engine.plan(node.now) {
+            Ok(None) => continue,
+            Ok(Some(plan)) => {
+                for write in &plan.writes {
+                    if let Write::PutConfig(row, _) = write {
+                        assert!(used.insert(*row), "row {row} has not rested");
+                    }
+                }
+                node.tables.apply_all(&plan.writes);
+                node.engine.written(node.now);
+            }
+            Err(refused) => break refused,
+        }
+    };
+    let Refused::ConfigRows {
+        retry_at, free: 0, ..
+    } = refused
+    else {
+        panic!("{refused}");
+    };
+    assert_eq!(retry_at, Some(node.now + Options::default().grace));
+    node.now = retry_at.unwrap();
+    node.settle().unwrap();
 }

@@ -154,7 +154,7 @@ pub(crate) fn pod_of(index: impl Strategy<Value = usize>) -> impl Strategy<Value
     })
 }
 
-fn requirement() -> impl Strategy<Value = Requirement> {
+fn requirement(keys: &'static [&'static str]) -> impl Strategy<Value = Requirement> {
     let values = || vec(prop::sample::select(&["x", "y"][..]), 1..3);
     let owned = |values: Vec<&str>| values.into_iter().map(str::to_owned).collect();
     let operator = prop_oneof![
@@ -163,23 +163,32 @@ fn requirement() -> impl Strategy<Value = Requirement> {
         1 => Just(Operator::Exists),
         1 => Just(Operator::DoesNotExist),
     ];
-    let key = prop::sample::select(&["app", "tier", "team"][..]);
+    let key = prop::sample::select(keys);
     (key, operator).prop_map(|(key, operator)| Requirement {
         key: key.to_owned(),
         operator,
     })
 }
 
-fn selector() -> impl Strategy<Value = Selector> {
-    vec(requirement(), 0..3).prop_map(Selector::new)
+/// Mostly of what there is to select by.
+fn selector(keys: &'static [&'static str]) -> impl Strategy<Value = Selector> {
+    vec(requirement(keys), 0..3).prop_map(Selector::new)
+}
+
+fn pods() -> impl Strategy<Value = Selector> {
+    selector(&["app", "tier", "app", "tier", "team"])
+}
+
+fn namespaces() -> impl Strategy<Value = Selector> {
+    selector(&["team", "team", "team", "app"])
 }
 
 fn peer() -> impl Strategy<Value = Peer> {
     let scope = prop_oneof![
         Just(NamespaceScope::Own),
-        selector().prop_map(NamespaceScope::Selected),
+        namespaces().prop_map(NamespaceScope::Selected),
     ];
-    let pods = (scope, selector()).prop_map(|(namespaces, pods)| Peer::Pods { namespaces, pods });
+    let pods = (scope, pods()).prop_map(|(namespaces, pods)| Peer::Pods { namespaces, pods });
     let holes = vec(prop::sample::select(&RANGES[..]), 0..3);
     let block = (prop::sample::select(&RANGES[..]), holes).prop_map(|(cidr, holes)| {
         let cidr: ipnet::IpNet = cidr.parse().unwrap();
@@ -241,7 +250,7 @@ pub(crate) fn policy() -> impl Strategy<Value = Change> {
     );
     let rules = || vec(rule(), 0..4);
     let isolates = prop::sample::select(vec![(true, true), (true, false), (false, true)]);
-    (name, selector(), isolates, rules(), rules()).prop_map(
+    (name, pods(), isolates, rules(), rules()).prop_map(
         |((namespace, name), pods, (isolates_ingress, isolates_egress), ingress, egress)| {
             Change::Policy(Box::new(Policy {
                 name: ObjectName::new(namespace, name),
