@@ -1,12 +1,12 @@
 //! Carries out a plan: each write in order, each read back, equal neighbours in one batch.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 
 use agent_common::Address;
 use agent_common::maps::{
-    Budget, Config, Connection, ENDPOINT_ROWS, EndpointWord, FlowKey, Name, NameKey, PEER_BUCKETS,
-    Prefix, PrefixKey, SLOTS, Traffic, dropped_index, passed_index, rule_row,
+    Budget, Config, Connection, ENDPOINT_ROWS, EndpointWord, FlowKey, Name, PEER_BUCKETS, Prefix,
+    PrefixKey, SLOTS, Traffic, dropped_index, passed_index, rule_row,
 };
 use agent_common::verdict::{DENY_REASONS, Direction, FIRST_DENY_REASON};
 use agent_policy::plan::Write;
@@ -14,6 +14,9 @@ use agent_policy::plan::Write;
 use super::error::{ApplyCause, ApplyError};
 use super::maps::{Maps, Plain, Table};
 use super::sys;
+
+/// Runs shorter than this are read back element by element.
+const WORTH_A_WALK: usize = 1024;
 
 /// Carries out `writes`; on failure everything before `at` is in force. Writes are idempotent, so
 /// a plan may be taken up again at any earlier place.
@@ -69,6 +72,21 @@ macro_rules! pairs {
     };
 }
 
+/// Collects the keys of a run's deletions of one kind.
+macro_rules! keys {
+    ($run:expr, $pattern:pat => $key:expr) => {
+        $run.iter()
+            .filter_map(|write| {
+                if let $pattern = write {
+                    Some($key)
+                } else {
+                    None
+                }
+            })
+            .collect::<Vec<_>>()
+    };
+}
+
 impl Step<'_> {
     /// Carries out a run of writes of one kind; returns how many there were.
     fn run(&self, first: &Write, run: &[Write]) -> Result<usize, Stopped> {
@@ -104,16 +122,32 @@ impl Step<'_> {
                     pairs!(run, Write::PutConfig(row, config) => (*row, **config));
                 put_all(&maps.configs, &keys, &values)
             }
+            Write::DeleteName(_) => {
+                remove_all(&maps.names, &keys!(run, Write::DeleteName(key) => *key))
+            }
+            Write::DeletePort(_) => {
+                remove_all(&maps.ports, &keys!(run, Write::DeletePort(key) => *key))
+            }
+            Write::DeleteVerdict(_) => remove_all(
+                &maps.verdicts,
+                &keys!(run, Write::DeleteVerdict(key) => *key),
+            ),
+            Write::DeleteService(_) => remove_all(
+                &maps.services,
+                &keys!(run, Write::DeleteService(key) => *key),
+            ),
+            Write::DeletePeer(_) => remove_all(
+                &maps.peers_exact,
+                &keys!(run, Write::DeletePeer(address) => Address::from(*address)),
+            ),
+            Write::DeletePrefix(_) => remove_all(
+                &maps.peers_cidr,
+                &keys!(run, Write::DeletePrefix(prefix) => prefix_key(*prefix)),
+            ),
             Write::OpenSlot(_) => self.open_slots(run),
             Write::ReserveIds(..)
             | Write::PutName(..)
-            | Write::DeleteName(_)
             | Write::OpenRule(_)
-            | Write::DeletePort(_)
-            | Write::DeleteVerdict(_)
-            | Write::DeleteService(_)
-            | Write::DeletePeer(_)
-            | Write::DeletePrefix(_)
             | Write::StampPeers { .. }
             | Write::CloseSlot(_)
             | Write::Flip { .. }
@@ -132,16 +166,10 @@ impl Step<'_> {
         match write {
             Write::ReserveIds(kind, next) => put(&maps.ids, &(*kind as u32), next),
             Write::PutName(key, text) => put(&maps.names, key, &name(text)),
-            Write::DeleteName(key) => self.forget_name(*key),
             Write::OpenRule(rule) => maps
                 .rule_hits
                 .clear(rule_row(*rule))
                 .map_err(|error| io(maps.rule_hits.name(), error)),
-            Write::DeletePort(key) => remove(&maps.ports, key),
-            Write::DeleteVerdict(key) => remove(&maps.verdicts, key),
-            Write::DeleteService(key) => remove(&maps.services, key),
-            Write::DeletePeer(address) => remove(&maps.peers_exact, &Address::from(*address)),
-            Write::DeletePrefix(prefix) => remove(&maps.peers_cidr, &prefix_key(*prefix)),
             Write::StampPeers { bucket, revision } => {
                 let index = u32::from(*bucket);
                 let stored = maps.peer_revision.store_u32(index, *revision);
@@ -162,15 +190,17 @@ impl Step<'_> {
             | Write::PutPeer(..)
             | Write::PutPrefix(..)
             | Write::PutConfig(..)
+            | Write::DeleteName(_)
+            | Write::DeletePort(_)
+            | Write::DeleteVerdict(_)
+            | Write::DeleteService(_)
+            | Write::DeletePeer(_)
+            | Write::DeletePrefix(_)
             | Write::OpenSlot(_) => self
                 .run(write, std::slice::from_ref(write))
                 .map(|_one| ())
                 .map_err(|(_, map, cause)| (map, cause)),
         }
-    }
-
-    fn forget_name(&self, key: NameKey) -> Result<(), (&'static str, ApplyCause)> {
-        remove(&self.maps.names, &key)
     }
 
     /// Publishes a word at the interface's own place, or in the hash when another living endpoint
@@ -344,8 +374,12 @@ fn put_all<K: Plain, V: Plain>(
     values: &[V],
 ) -> Result<usize, Stopped> {
     let (done, result) = table.put_all(keys, values);
-    for (index, (key, value)) in keys.iter().zip(values).take(done).enumerate() {
-        same(table, key, value).map_err(|cause| (index, table.name(), cause))?;
+    let written = || keys.iter().zip(values).take(done);
+    let seen = seen_by_walking(table, written());
+    for (index, (key, value)) in written().enumerate() {
+        if !seen.contains(key.as_bytes()) {
+            same(table, key, value).map_err(|cause| (index, table.name(), cause))?;
+        }
     }
     result.map(|()| done).map_err(|error| {
         (
@@ -354,6 +388,41 @@ fn put_all<K: Plain, V: Plain>(
             ApplyCause::from_update(error, table.capacity()),
         )
     })
+}
+
+/// The keys that hold their values, of a run so large that walking the whole map is cheaper than
+/// asking for each. A key that is missing here is not yet known to be wrong.
+fn seen_by_walking<'a, K: Plain + 'a, V: Plain + 'a>(
+    table: &Table<K, V>,
+    written: impl ExactSizeIterator<Item = (&'a K, &'a V)>,
+) -> HashSet<&'a [u8]> {
+    let mut seen = HashSet::new();
+    if written.len() < WORTH_A_WALK || written.len() < table.capacity() as usize / 8 {
+        return seen;
+    }
+    let wanted: HashMap<&[u8], &[u8]> = written
+        .map(|(key, value)| (key.as_bytes(), value.as_bytes()))
+        .collect();
+    seen.reserve(wanted.len());
+    let walked = table.walk(|key, value| {
+        if let Some((key, wanted)) = wanted.get_key_value(key)
+            && *wanted == value
+        {
+            seen.insert(*key);
+        }
+    });
+    if let Err(error) = walked {
+        // Each is asked for, then.
+        tracing::debug!(map = table.name(), %error, "the map cannot be walked");
+    }
+    seen
+}
+
+fn remove_all<K: Plain, V: Plain>(table: &Table<K, V>, keys: &[K]) -> Result<usize, Stopped> {
+    let (done, result) = table.remove_all(keys);
+    result
+        .map(|()| done)
+        .map_err(|error| (done, table.name(), ApplyCause::Io(error)))
 }
 
 fn put<K: Plain, V: Plain>(

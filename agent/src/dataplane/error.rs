@@ -26,7 +26,7 @@ pub enum DataplaneError {
     },
     /// Another process holds the pin directory.
     #[error(
-        "pin directory {path}: another agent holds it; stop that one first, or name another with --pin-dir"
+        "pin directory {path}: another agent holds it; stop that one first, or name another with --pins"
     )]
     Held {
         /// The directory.

@@ -72,7 +72,7 @@ impl<K: Plain, V: Plain> Table<K, V> {
         };
         if count > 1 {
             let (done, result) =
-                sys::update_batch(self.fd(), keys.as_bytes(), values.as_bytes(), count_u32);
+                sys::batch::update(self.fd(), keys.as_bytes(), values.as_bytes(), count_u32);
             match result {
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
                 other => return (done as usize, other),
@@ -89,6 +89,59 @@ impl<K: Plain, V: Plain> Table<K, V> {
     /// Deletes; false when there was nothing.
     pub(crate) fn remove(&self, key: &K) -> io::Result<bool> {
         sys::delete(self.fd(), key.as_bytes())
+    }
+
+    /// Deletes many; what is not there is no error. The number is how many are gone, from the front.
+    pub(crate) fn remove_all(&self, keys: &[K]) -> (usize, io::Result<()>) {
+        let mut done = 0;
+        while let Some(rest) = keys.get(done..)
+            && rest.len() > 1
+        {
+            let count = u32::try_from(rest.len()).unwrap_or(u32::MAX);
+            let (gone, result) = sys::batch::delete(self.fd(), rest.as_bytes(), count);
+            done += gone as usize;
+            match result {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => done += 1,
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => break,
+                Err(error) => return (done, Err(error)),
+            }
+        }
+        for key in keys.get(done..).unwrap_or_default() {
+            if let Err(error) = self.remove(key) {
+                return (done, Err(error));
+            }
+            done += 1;
+        }
+        (done, Ok(()))
+    }
+
+    /// Shows the bytes of every element of a hash that nobody changes meanwhile, many in one call.
+    ///
+    /// # Errors
+    /// `Unsupported`: this kernel cannot, for this map.
+    pub(crate) fn walk(&self, mut visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+        const ROOM: u32 = 4096;
+        let mut keys = vec![K::new_zeroed(); ROOM as usize];
+        let mut values = vec![V::new_zeroed(); ROOM as usize];
+        let (mut cursor, mut is_first) = (0, true);
+        loop {
+            let (count, has_more) = sys::batch::lookup(
+                self.fd(),
+                is_first,
+                &mut cursor,
+                keys.as_mut_slice().as_mut_bytes(),
+                values.as_mut_slice().as_mut_bytes(),
+                ROOM,
+            )?;
+            for (key, value) in keys.iter().zip(&values).take(count as usize) {
+                visit(key.as_bytes(), value.as_bytes());
+            }
+            if !has_more {
+                return Ok(());
+            }
+            is_first = false;
+        }
     }
 
     /// Every key there is. What is deleted meanwhile may restart the walk: keys can come twice.

@@ -6,6 +6,7 @@
     reason = "fields are named as in linux/bpf.h"
 )]
 
+pub(crate) mod batch;
 mod links;
 mod objects;
 mod words;
@@ -38,7 +39,9 @@ enum Command {
     MapById = 14,
     ObjectInfo = 15,
     ProgramQuery = 16,
+    MapLookupBatch = 24,
     MapUpdateBatch = 26,
+    MapDeleteBatch = 27,
     LinkCreate = 28,
     LinkUpdate = 29,
     LinkDetach = 34,
@@ -158,47 +161,5 @@ fn absent_is_false(result: io::Result<u32>) -> io::Result<bool> {
         Ok(_zero) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
         Err(error) => Err(error),
-    }
-}
-
-#[repr(C)]
-struct Batch {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    element_flags: u64,
-    flags: u64,
-}
-
-/// Inserts `count` elements in one call. The number says how many are in, counted from the front,
-/// also when the call failed; `Unsupported` means that this kernel has no batches for this map.
-pub(crate) fn update_batch(
-    map: BorrowedFd<'_>,
-    keys: &[u8],
-    values: &[u8],
-    count: u32,
-) -> (u32, io::Result<()>) {
-    let mut attributes = Batch {
-        in_batch: 0,
-        out_batch: 0,
-        keys: address(keys),
-        values: address(values),
-        count,
-        map_fd: raw(map),
-        element_flags: 0,
-        flags: 0,
-    };
-    match bpf(Command::MapUpdateBatch, &mut attributes) {
-        Ok(_zero) => (count, Ok(())),
-        // EINVAL: the command itself is unknown (before 5.6).
-        Err(error) if matches!(error.raw_os_error(), Some(ENOTSUPP | libc::EINVAL)) => {
-            (0, Err(io::ErrorKind::Unsupported.into()))
-        }
-        // The kernel writes the count back only once it has begun.
-        Err(error) if attributes.count < count => (attributes.count, Err(error)),
-        Err(error) => (0, Err(error)),
     }
 }
