@@ -6,6 +6,7 @@
 //! thread ends, by return, panic or kill -9, the kernel takes all of it away.
 
 pub mod agent;
+pub mod bare;
 pub mod manifests;
 pub mod measure;
 

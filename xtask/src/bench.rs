@@ -1,4 +1,4 @@
-//! Benchmarks: how long compiling policy takes, what a packet costs.
+//! Benchmarks: how long compiling policy takes, what a packet costs, how soon a change is in force.
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -24,6 +24,8 @@ enum Bench {
     Compile,
     /// A packet's cost in the kernel, as ratios to floor programs. Root.
     Dataplane,
+    /// How long changes take to be in the maps: one policy's, and 50 000 pods' at once. Root.
+    Scale,
 }
 
 /// The task.
@@ -33,15 +35,33 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .args(["--bench", "compile", "--"])
             .args(&args.rest)
             .run(),
-        Bench::Dataplane => {
+        Bench::Dataplane => on_the_kernel("bench_dataplane", &args.rest),
+        Bench::Scale => {
             setup::ensure(What::Lab)?;
-            Step::cargo(["build", "--release", "--locked", "-p", "tests"])
-                .args(["--bin", "bench_dataplane"])
-                .run()?;
-            Step::new(places::target()?.join("release/bench_dataplane"))
-                .args(&args.rest)
-                .with_root("loading BPF programs")?
-                .run()
+            // It starts the real agent, which lies beside it.
+            Step::cargo([
+                "build",
+                "--release",
+                "--locked",
+                "-p",
+                "agent",
+                "--bin",
+                "picket",
+            ])
+            .run()?;
+            on_the_kernel("bench_scale", &args.rest)
         }
     }
+}
+
+/// Builds and runs a benchmark that needs a kernel.
+fn on_the_kernel(bench: &str, rest: &[String]) -> Result<()> {
+    setup::ensure(What::Lab)?;
+    Step::cargo(["build", "--release", "--locked", "-p", "tests"])
+        .args(["--bin", bench])
+        .run()?;
+    Step::new(places::target()?.join("release").join(bench))
+        .args(rest)
+        .with_root("loading BPF programs")?
+        .run()
 }

@@ -169,6 +169,18 @@ pub fn ask<T: DeserializeOwned>(path: &str) -> Result<T> {
 
 /// Asks the API; an error when it does not answer 200.
 pub fn get(path: &str) -> Result<Vec<u8>> {
+    let (status, body) = request(path)?;
+    if status != 200 {
+        bail!(
+            "{path}: {status}: {}",
+            String::from_utf8_lossy(&body).trim()
+        );
+    }
+    Ok(body)
+}
+
+/// Asks the API: the answer's status and body.
+pub fn request(path: &str) -> Result<(u16, Vec<u8>)> {
     let mut stream =
         UnixStream::connect(SOCKET).with_context(|| format!("connecting to {SOCKET}"))?;
     stream
@@ -186,12 +198,7 @@ pub fn get(path: &str) -> Result<Vec<u8>> {
         .with_context(|| format!("the answer to {path} has no end of headers"))?;
     let body = answer.split_off(end + 4);
     let head = String::from_utf8_lossy(&answer);
-    let status = head.lines().next().unwrap_or_default();
-    if status.split(' ').nth(1) != Some("200") {
-        bail!(
-            "{path}: {status}: {}",
-            String::from_utf8_lossy(&body).trim()
-        );
-    }
-    Ok(body)
+    let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
+    let status = status.with_context(|| format!("the answer to {path} begins with {head}"))?;
+    Ok((status, body))
 }
