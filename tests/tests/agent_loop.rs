@@ -13,7 +13,7 @@ use std::time::Duration;
 use agent::dto::Status;
 use agent_policy::model::Protocol;
 use anyhow::bail;
-use tests::lab::agent::{Agent, ask, log};
+use tests::lab::agent::{Agent, ask, log, picket};
 use tests::lab::{Lab, wait_until};
 use tests::probe::{self, Patience, Probe, Server, Servers};
 
@@ -193,45 +193,54 @@ fn a_policy_written_changed_and_removed_is_followed() {
 
 #[test]
 fn pods_are_found_whether_their_object_or_their_interface_comes_first() {
-    let mut pair = Pair::new();
+    let mut pair = Pair::with_stranger();
     pair.start_agent();
     pair.lab.write_manifest("policy.yaml", POLICY).unwrap();
-    // The object first.
-    let other = ["10.1.0.3", "fd00:1::3"];
-    pair.lab
-        .write_manifest("other.yaml", &pod("other", "app: other", &other))
-        .unwrap();
-    pair.lab.add_pod("shop/other", &other.map(address)).unwrap();
     pair.wait("shop/other", "shop/api", false);
-    pair.wait("shop/web", "shop/api", true);
+    // The object first.
+    let first = ["10.1.0.5", "fd00:1::5"];
+    pair.lab
+        .write_manifest("first.yaml", &pod("first", "app: api", &first))
+        .unwrap();
+    pair.lab.add_pod("shop/first", &first.map(address)).unwrap();
+    let first = serve(&pair.lab, "shop/first");
+    pair.wait("shop/other", "shop/first", false);
+    pair.wait("shop/web", "shop/first", true);
+    drop(first);
     // The interface first.
     let second = ["10.1.0.4", "fd00:1::4"];
     pair.lab
         .add_pod("shop/second", &second.map(address))
         .unwrap();
     let servers = serve(&pair.lab, "shop/second");
-    pair.wait("shop/other", "shop/second", true);
+    // Closed for being nobody's, until its pod is known.
+    pair.wait("shop/web", "shop/second", false);
     pair.lab
         .write_manifest("second.yaml", &pod("second", "app: api", &second))
         .unwrap();
-    pair.wait("shop/other", "shop/second", false);
     pair.wait("shop/web", "shop/second", true);
+    pair.wait("shop/other", "shop/second", false);
     drop(servers);
 }
 
 #[test]
 fn an_address_that_is_used_again_does_not_bring_the_old_pods_rights() {
-    let mut pair = Pair::new();
+    let mut pair = Pair::with_stranger();
+    let open = serve(&pair.lab, "shop/other");
     pair.start_agent();
     pair.lab.write_manifest("policy.yaml", POLICY).unwrap();
     pair.wait("shop/web", "shop/api", true);
+    pair.wait("shop/other", "shop/api", false);
     pair.lab.remove_pod("shop/web").unwrap();
     pair.lab.remove_manifest("web.yaml").unwrap();
     pair.lab.add_pod("shop/rogue", &WEB.map(address)).unwrap();
     pair.lab
         .write_manifest("rogue.yaml", &pod("rogue", "app: rogue", &WEB))
         .unwrap();
-    pair.wait("shop/rogue", "shop/api", false);
+    // No longer closed for being new: from here on it is judged as who it is.
+    pair.wait("shop/rogue", "shop/other", true);
+    assert_eq!(pair.reaches("shop/rogue", "shop/api"), [false, false]);
+    drop(open);
 }
 
 #[test]
@@ -307,6 +316,30 @@ fn enforcement_outlives_the_agent_and_is_taken_up_by_the_next() {
     pair.lab.write_manifest("policy.yaml", &closed).unwrap();
     pair.wait("shop/web", "shop/api", false);
     pair.agent.take().unwrap().stop().unwrap();
+    pair.wait("shop/web", "shop/api", false);
+}
+
+#[test]
+fn a_second_agent_is_refused_and_the_first_goes_on() {
+    let mut pair = Pair::new();
+    pair.start_agent();
+    pair.lab.write_manifest("policy.yaml", POLICY).unwrap();
+    pair.wait("shop/web", "shop/api", true);
+    let second = Command::new("timeout")
+        .arg("10")
+        .arg(picket().unwrap())
+        .args(["agent", "--socket", "/run/second.sock", "--manifests"])
+        .arg(pair.lab.manifests())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(second.stderr).unwrap();
+    assert_eq!(second.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains("/sys/fs/bpf/picket: another agent holds it") && said.contains("--pins"),
+        "{said}"
+    );
+    let closed = POLICY.replace("app: web", "app: nobody");
+    pair.lab.write_manifest("policy.yaml", &closed).unwrap();
     pair.wait("shop/web", "shop/api", false);
 }
 

@@ -138,6 +138,34 @@ fn deletes_undo_what_puts_did() {
 }
 
 #[test]
+fn long_runs_are_written_and_deleted_whole() {
+    let node = Node::new();
+    let mut options = node.options();
+    options.capacities = vec![("PEERS_EXACT".to_owned(), 4096)];
+    let mut dataplane = Dataplane::open(&options).unwrap();
+    let address = |n: u16| {
+        let [high, low] = n.to_be_bytes();
+        IpAddr::from([10, 0, high, low])
+    };
+    let put = |n: u16, class| Write::PutPeer(address(n), PeerEntry { class, flags: 0 });
+    for class in [1, 2] {
+        let run: Vec<_> = (0..3000).map(|n| put(n, class)).collect();
+        assert_eq!(dataplane.apply(&run).unwrap(), run.len());
+        let peers = dataplane.present().unwrap().peers;
+        assert_eq!(peers.len(), run.len());
+        assert!(peers.values().all(|entry| entry.class == class));
+    }
+    // Some are gone already, and none may keep the rest.
+    let some: Vec<_> = [0, 1, 1500, 2998]
+        .map(|n| Write::DeletePeer(address(n)))
+        .into();
+    dataplane.apply(&some).unwrap();
+    let all: Vec<_> = (0..3001).map(|n| Write::DeletePeer(address(n))).collect();
+    assert_eq!(dataplane.apply(&all).unwrap(), all.len());
+    assert_eq!(dataplane.present().unwrap().peers.len(), 0);
+}
+
+#[test]
 fn interfaces_whose_indices_collide_are_both_published() {
     let node = Node::new();
     let mut dataplane = node.open();
@@ -155,6 +183,11 @@ fn interfaces_whose_indices_collide_are_both_published() {
     let endpoints = dataplane.present().unwrap().endpoints;
     assert_eq!(endpoints.len(), 1);
     assert_eq!(endpoints[&other].config_row, 19);
+    // Out of its place it goes, too.
+    dataplane
+        .apply(&[Write::Unpublish { ifindex: other }])
+        .unwrap();
+    assert_eq!(dataplane.present().unwrap().endpoints.len(), 0);
 }
 
 #[test]
@@ -207,6 +240,12 @@ fn a_slot_that_is_opened_again_remembers_nothing() {
     dataplane.apply(&plan(ifindex, 3, 17, 9)).unwrap();
     dataplane.attach(ifindex, "pod-a").unwrap();
     node.knock("a");
+    node.send("a", "192.0.2.1");
+    let is_denied = |dataplane: &Dataplane| {
+        let rows = dataplane.denied().unwrap();
+        rows.iter().any(|(key, _)| key.slot == 3)
+    };
+    assert!(is_denied(&dataplane), "a refusal was written down");
     let counted = |dataplane: &Dataplane| {
         let passed: u64 = dataplane
             .passed(3)
@@ -230,13 +269,7 @@ fn a_slot_that_is_opened_again_remembers_nothing() {
     assert_eq!(dataplane.passed(3).unwrap(), [Traffic::default(); 2]);
     assert_eq!(dataplane.dropped(3).unwrap(), []);
     assert_eq!(dataplane.connections(3).unwrap(), []);
-    assert!(
-        dataplane
-            .denied()
-            .unwrap()
-            .iter()
-            .all(|(key, _)| key.slot != 3)
-    );
+    assert!(!is_denied(&dataplane));
 }
 
 #[test]
@@ -277,12 +310,16 @@ fn links_of_interfaces_that_are_gone_are_reaped() {
     let mut dataplane = node.open();
     dataplane.attach(ifindex, &name).unwrap();
     node.ip(&["link", "del", &name]);
-    assert_eq!(dataplane.attached().unwrap(), []);
-    dataplane.detach(ifindex).unwrap();
-    if dataplane.method() == Method::Tcx {
+    let pinned = || {
         let links = node.pins().join("v1/links");
-        assert_eq!(std::fs::read_dir(links).unwrap().count(), 0);
+        std::fs::read_dir(links).unwrap().count()
+    };
+    if dataplane.method() == Method::Tcx {
+        assert_eq!(pinned(), 2, "dead, and still pinned");
     }
+    assert_eq!(dataplane.attached().unwrap(), []);
+    assert_eq!(pinned(), 0, "reaped by looking");
+    dataplane.detach(ifindex).unwrap();
 }
 
 #[test]
@@ -291,6 +328,7 @@ fn uninstall_leaves_what_is_others_and_nothing_of_ours() {
         let mut node = Node::new();
         let (ifindex, name) = node.pod("a");
         let (other_index, other) = node.pod("b");
+        let (shared_index, shared) = node.pod("c");
         node.tc(&["qdisc", "add", "dev", &other, "clsact"]);
         node.foreign_filter(&other);
         let foreign = node.foreign(&name);
@@ -302,18 +340,30 @@ fn uninstall_leaves_what_is_others_and_nothing_of_ours() {
             .unwrap();
             dataplane.attach(ifindex, &name).unwrap();
             dataplane.attach(other_index, &other).unwrap();
+            dataplane.attach(shared_index, &shared).unwrap();
+            if method == Method::Clsact {
+                // In a qdisc that is ours.
+                node.foreign_filter(&shared);
+            }
             assert!(matches!(
                 uninstall(node.pins()),
                 Err(DataplaneError::Held { .. })
             ));
         }
         let done = uninstall(node.pins()).unwrap();
-        assert_eq!((done.interfaces, done.versions), (2, 1), "{method:?}");
+        assert_eq!((done.interfaces, done.versions), (3, 1), "{method:?}");
         assert!(!node.pins().exists());
         assert!(node.knock("a"), "{method:?}");
         let filters = node.tc(&["filter", "show", "dev", &other, "ingress"]);
         assert!(filters.contains("bare"), "{method:?}: {filters}");
         assert!(!filters.contains("from_pod"), "{method:?}: {filters}");
+        if method == Method::Clsact {
+            let filters = node.tc(&["filter", "show", "dev", &shared, "ingress"]);
+            assert!(
+                filters.contains("bare"),
+                "what is not empty stays: {filters}"
+            );
+        }
         let qdiscs = node.tc(&["qdisc", "show", "dev", &name]);
         assert!(
             !qdiscs.contains("clsact"),

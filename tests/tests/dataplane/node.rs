@@ -84,6 +84,17 @@ impl Node {
         inside.recv(&mut [0; 8]).is_ok()
     }
 
+    /// Sends a datagram from the pod, which waits for no answer.
+    pub fn send(&self, pod: &str, to: &str) {
+        let place = self.lab.place(pod).unwrap();
+        let address = place.addresses[0];
+        let inside = place
+            .namespace
+            .enter(|| Ok(UdpSocket::bind((address, 0))?))
+            .unwrap();
+        inside.send_to(b"out", (to, PORT)).unwrap();
+    }
+
     /// Runs ip(8).
     pub fn ip(&self, arguments: &[&str]) -> String {
         run("ip", arguments)
