@@ -16,6 +16,11 @@ pub const DEFAULT_NETNS: &str = "/run/netns";
 /// Port of the metrics server when only an address is given.
 pub const DEFAULT_METRICS_PORT: u16 = 9911;
 
+/// How long a refusal is remembered when nothing else is said.
+pub const DEFAULT_DENIED_RETENTION: &str = "24h";
+/// Longer than the time after which a refusal that goes on is reported again.
+const SHORTEST_RETENTION: Duration = Duration::from_secs(60);
+
 /// What happens to what Picket does not know: a pod whose policy is not in place, a full map.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Posture {
@@ -125,6 +130,9 @@ pub enum ConfigError {
     /// `--mid-stream-grace` cannot be read.
     #[error("--mid-stream-grace {0:?}: write forever, or a duration such as 60s")]
     MidStreamGrace(String),
+    /// `--denied-retention` cannot be read or is too short.
+    #[error("--denied-retention {0:?}: write a duration of at least 1m, such as 24h")]
+    DeniedRetention(String),
     /// `--log-format` is neither word.
     #[error("--log-format {0:?}: unknown; write text or json")]
     LogFormat(String),
@@ -170,6 +178,8 @@ pub struct Options {
     pub posture: Posture,
     /// `--mid-stream-grace`.
     pub mid_stream_grace: MidStreamGrace,
+    /// `--denied-retention`.
+    pub denied_retention: String,
     /// `--map-capacity`, each `NAME=ENTRIES`.
     pub capacities: Vec<String>,
     /// `--log-format`.
@@ -188,6 +198,7 @@ impl Options {
             netns: PathBuf::from(DEFAULT_NETNS),
             posture: Posture::default(),
             mid_stream_grace: MidStreamGrace::default(),
+            denied_retention: DEFAULT_DENIED_RETENTION.to_owned(),
             capacities: Vec::new(),
             log_format: LogFormat::default(),
         }
@@ -215,6 +226,8 @@ pub struct Config {
     pub posture: Posture,
     /// How long connections may be taken up in their middle.
     pub mid_stream_grace: MidStreamGrace,
+    /// How long a refusal is remembered after it last happened.
+    pub denied_retention: Duration,
     /// Capacities that differ from the default, by map name.
     pub capacities: Capacities,
     /// How log lines look.
@@ -325,6 +338,9 @@ impl Config {
             netns: options.netns,
             posture: options.posture,
             mid_stream_grace: options.mid_stream_grace,
+            denied_retention: duration(&options.denied_retention)
+                .filter(|kept| *kept >= SHORTEST_RETENTION)
+                .ok_or(ConfigError::DeniedRetention(options.denied_retention))?,
             log_format: options.log_format,
         })
     }
@@ -392,6 +408,25 @@ mod tests {
             assert_eq!(
                 of(wrong),
                 Err(ConfigError::MidStreamGrace(wrong.to_owned()))
+            );
+        }
+    }
+
+    #[test]
+    fn refusals_are_remembered_for_a_minute_at_least() {
+        let of = |word: &str| {
+            config(|options| options.denied_retention = word.to_owned())
+                .map(|config| config.denied_retention)
+        };
+        assert_eq!(of("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(
+            config(|_| {}).map(|config| config.denied_retention),
+            Ok(Duration::from_secs(86_400))
+        );
+        for wrong in ["59s", "soon"] {
+            assert_eq!(
+                of(wrong),
+                Err(ConfigError::DeniedRetention(wrong.to_owned()))
             );
         }
     }

@@ -9,6 +9,7 @@ mod apply;
 mod attach;
 mod clock;
 mod clsact;
+mod counted;
 mod counts;
 mod diagnostics;
 mod error;
@@ -25,12 +26,12 @@ mod uninstall;
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use agent_common::classify::Hook;
 use agent_common::maps::{
-    CONNTRACK_CAPACITY, Connection, Counter, Denied, DeniedKey, FlowKey, ID_ROWS, PendingKey,
-    RuleHit, Settings, Traffic,
+    CONNTRACK_CAPACITY, Connection, Denied, DeniedKey, ID_ROWS, PendingKey, Settings,
 };
 use agent_policy::plan::Write;
 use agent_policy::tables::Tables;
@@ -38,6 +39,7 @@ use aya::Ebpf;
 
 pub use attach::{Attached, Method};
 pub use clock::Tick;
+pub use counted::Counted;
 pub use counts::{Dropped, MapUse};
 pub use diagnostics::Diagnostics;
 pub use error::{ApplyCause, ApplyError, DataplaneError};
@@ -80,7 +82,8 @@ impl Options {
 /// The loaded programs, the pinned maps and links, held by this process alone.
 #[derive(Debug)]
 pub struct Dataplane {
-    maps: Maps,
+    maps: Arc<Maps>,
+    counted: Counted,
     ebpf: Ebpf,
     method: Method,
     conntrack_capacity: u32,
@@ -102,7 +105,7 @@ impl Dataplane {
     pub fn open(options: &Options) -> Result<Self, DataplaneError> {
         let pins = Pins::hold(&options.pins)?;
         let (mut ebpf, kept) = load::load(&pins.directory(), options)?;
-        let maps = Maps::open(&pins.directory())?;
+        let maps = Arc::new(Maps::open(&pins.directory())?);
         let hz = hz(&maps, &mut ebpf)?;
         let taken_up = attach::update_all(&pins, programs(&mut ebpf)?)?;
         let conntrack_capacity = options
@@ -111,6 +114,7 @@ impl Dataplane {
             .find(|(name, _)| name == "CONNTRACK")
             .map_or(CONNTRACK_CAPACITY, |(_, entries)| *entries);
         Ok(Self {
+            counted: Counted::new(&maps),
             maps,
             ebpf,
             method: options.method.unwrap_or_else(Method::of_this_kernel),
@@ -295,64 +299,22 @@ impl Dataplane {
             .collect()
     }
 
-    /// What a slot's pod received and sent, by `Direction::index`.
-    ///
-    /// # Errors
-    /// The map could not be read.
-    pub fn passed(&self, slot: u32) -> Result<[Traffic; 2], DataplaneError> {
-        counts::passed(&self.maps, slot)
+    /// What the programs have counted, for reading from any thread.
+    pub fn counted(&self) -> Counted {
+        self.counted.clone()
     }
 
-    /// What was dropped at a slot, by direction and reason; nothing dropped, no row.
+    /// Removes refusals from DENIED and returns each as it was at the end. One that went on after
+    /// `known` (its `last`) stays, unless `is_urgent`.
     ///
     /// # Errors
-    /// The map could not be read.
-    pub fn dropped(&self, slot: u32) -> Result<Vec<Dropped>, DataplaneError> {
-        counts::dropped(&self.maps, slot)
-    }
-
-    /// Every refusal that is remembered, with its count.
-    ///
-    /// # Errors
-    /// The map could not be read.
-    pub fn denied(&self) -> Result<Vec<(DeniedKey, Denied)>, DataplaneError> {
-        counts::denied(&self.maps)
-    }
-
-    /// New connections by row of RULE_HITS (see `agent_common::maps::hit_row`); rows of zero are
-    /// left out.
-    ///
-    /// # Errors
-    /// The map could not be read.
-    pub fn rule_hits(
+    /// The map could not be read or written; what was removed until then is lost to the caller.
+    pub fn forget_denied(
         &self,
-        rows: impl IntoIterator<Item = u32>,
-    ) -> Result<Vec<(u32, RuleHit)>, DataplaneError> {
-        counts::rule_hits(&self.maps, rows)
-    }
-
-    /// The node's own counters.
-    ///
-    /// # Errors
-    /// The map could not be read.
-    pub fn counters(&self) -> Result<Vec<(Counter, u64)>, DataplaneError> {
-        counts::counters(&self.maps)
-    }
-
-    /// How full every map is. Walks whole maps: for status and metrics.
-    ///
-    /// # Errors
-    /// A map could not be read.
-    pub fn map_uses(&self) -> Result<Vec<MapUse>, DataplaneError> {
-        counts::map_uses(&self.maps)
-    }
-
-    /// Every known connection of a slot.
-    ///
-    /// # Errors
-    /// The map could not be read.
-    pub fn connections(&self, slot: u32) -> Result<Vec<(FlowKey, Connection)>, DataplaneError> {
-        counts::connections(&self.maps, slot)
+        known: &[(DeniedKey, u64)],
+        is_urgent: bool,
+    ) -> Result<Vec<(DeniedKey, Denied)>, DataplaneError> {
+        counts::forget_denied(&self.maps, known, is_urgent)
     }
 
     /// The ring buffer's reader. There can be only one: two would each see half.
@@ -369,6 +331,15 @@ impl Dataplane {
     /// The ring could not be mapped.
     pub fn diagnostics(&mut self) -> Result<Option<Diagnostics>, DataplaneError> {
         Diagnostics::open(&mut self.ebpf)
+    }
+}
+
+/// Reading counts needs nothing of a dataplane but its maps.
+impl std::ops::Deref for Dataplane {
+    type Target = Counted;
+
+    fn deref(&self) -> &Counted {
+        &self.counted
     }
 }
 

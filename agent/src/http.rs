@@ -4,6 +4,7 @@
 mod questions;
 mod stream;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 
@@ -15,11 +16,10 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UnixListener};
 
-use crate::dataplane::DataplaneError;
 use crate::dto::{self, Kind};
 use crate::flows::{self, Flows};
 use crate::metrics::{self, Metrics};
-use crate::reading::{self, Reading};
+use crate::reading::{self, Reading, TakeError};
 use crate::reconcile::{Handle, Phase};
 
 #[derive(Clone)]
@@ -114,9 +114,14 @@ impl From<metrics::Stopped> for Failure {
     }
 }
 
-impl From<DataplaneError> for Failure {
-    fn from(error: DataplaneError) -> Self {
-        Self(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+impl From<TakeError> for Failure {
+    fn from(error: TakeError) -> Self {
+        match error {
+            TakeError::Stopped(stopped) => stopped.into(),
+            TakeError::Unreadable(_) | TakeError::BrokenOff => {
+                Self(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+            }
+        }
     }
 }
 
@@ -148,19 +153,19 @@ async fn unknown() -> Failure {
 }
 
 async fn status(State(api): State<Api>) -> Answer<dto::Status> {
-    let reading = api.handle.ask(|view| Reading::take(view, true)).await??;
+    let reading = Reading::take(&api.handle, true).await?;
     answered(reading.into_status())
 }
 
 async fn endpoints(State(api): State<Api>) -> Answer<dto::EndpointList> {
-    let reading = api.handle.ask(|view| Reading::take(view, false)).await??;
+    let reading = Reading::take(&api.handle, false).await?;
     answered(dto::EndpointList {
         items: reading.endpoints,
     })
 }
 
 async fn maps(State(api): State<Api>) -> Answer<dto::MapList> {
-    let items = api.handle.ask(reading::maps).await??;
+    let items = reading::maps(&api.handle).await?;
     answered(dto::MapList { items })
 }
 
@@ -191,25 +196,27 @@ impl Ends {
 
 async fn can(State(api): State<Api>, Query(ends): Query<Ends>) -> Answer<dto::Explanation> {
     let question = ends.read()?;
+    let denials = reading::denials(&api.handle).await?;
     answered(
         api.handle
-            .ask(move |view| questions::can(view, &question))
+            .ask(move |view| questions::can(view, &question, &denials))
             .await??,
     )
 }
 
 async fn why(State(api): State<Api>, Query(ends): Query<Ends>) -> Result<Response, Failure> {
     let question = ends.read()?;
+    let denials = reading::denials(&api.handle).await?;
     if question.from.is_some() {
         let list = api
             .handle
-            .ask(move |view| questions::why(view, &question))
+            .ask(move |view| questions::why(view, &question, &denials))
             .await??;
         return Ok(Json(list.into_document()).into_response());
     }
     let list = api
         .handle
-        .ask(move |view| questions::latest(view, &question))
+        .ask(move |view| questions::latest(view, &question, &denials))
         .await??;
     Ok(Json(list.into_document()).into_response())
 }
@@ -219,9 +226,14 @@ async fn policy(
     UrlPath(endpoint): UrlPath<String>,
 ) -> Answer<dto::EffectivePolicy> {
     let reference: crate::answer::Reference = endpoint.parse()?;
+    let hits: BTreeMap<String, u64> = reading::rule_hits(&api.handle)
+        .await?
+        .into_iter()
+        .map(|(_, rule, connections)| (rule.to_string(), connections))
+        .collect();
     answered(
         api.handle
-            .ask(move |view| questions::policy(view, &reference))
+            .ask(move |view| questions::policy(view, &reference, &hits))
             .await??,
     )
 }

@@ -4,6 +4,7 @@
 //! Labels come from closed lists or from objects that live in the cluster; when the object goes,
 //! its series go. Families with closed labels start at 0, so that the first refusal is an increase.
 
+mod aging;
 mod ledger;
 
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use agent_common::maps::Counter;
+use agent_common::maps::{Counter, DeniedKey};
 use agent_common::{Direction, Reason, Verdict};
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -20,14 +21,16 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::ledger::Ledger;
 use crate::dto::{DirectionWord, EndpointState};
-use crate::reading::Reading;
+use crate::reading::{self, Denial, DeniedReading, Reading, TakeError};
 use crate::reconcile::{Handle, Histogram};
 
 /// What the text is, for whoever scrapes it.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// A slot that is cleared loses what it counted since the latest sample.
+/// What a killed agent had cleared since the latest sample is in no total.
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
+/// Refusals named or removed between two plans.
+const DENIALS_AT_ONCE: usize = 256;
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -51,6 +54,9 @@ impl Encoder<'_, '_> {
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, None, kind)?;
         for (labels, value) in series {
+            if labels.is_empty() {
+                return write_value(family, &value);
+            }
             let one: MetricEncoder<'_> = family.encode_family(&labels)?;
             write_value(one, &value)?;
         }
@@ -491,29 +497,25 @@ pub fn start(handle: Handle, totals: PathBuf) -> (Metrics, impl Future<Output = 
     let (ask, mut asked) = mpsc::channel::<oneshot::Sender<String>>(16);
     let task = async move {
         let mut ledger = Ledger::load(&totals);
-        let mut sample = tokio::time::interval(SAMPLE_EVERY);
-        sample.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut timer = tokio::time::interval(SAMPLE_EVERY);
+        timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut is_savable = true;
         loop {
             let scrape = tokio::select! {
-                _ = sample.tick() => None,
+                _ = timer.tick() => None,
                 scrape = asked.recv() => match scrape {
                     Some(scrape) => Some(scrape),
                     None => return,
                 },
             };
-            let is_whole = scrape.is_some();
-            let Ok(reading) = handle.ask(move |view| Reading::take(view, is_whole)).await else {
-                return;
-            };
-            let reading = match reading {
+            let reading = match sample(&handle, &mut ledger, scrape.is_some()).await {
                 Ok(reading) => reading,
-                Err(error) => {
+                Err(TakeError::Stopped(_)) => return,
+                Err(error @ (TakeError::Unreadable(_) | TakeError::BrokenOff)) => {
                     tracing::warn!(%error, "the kernel's counts cannot be read");
                     continue;
                 }
             };
-            ledger.take(&reading);
             if let Err(error) = ledger.save(&totals) {
                 if is_savable {
                     tracing::warn!(path = %totals.display(), %error, "totals are not kept: a restart may set counters back");
@@ -527,6 +529,60 @@ pub fn start(handle: Handle, totals: PathBuf) -> (Metrics, impl Future<Output = 
         }
     };
     (Metrics(ask), task)
+}
+
+/// Brings the ledger up to date. Maps are read outside the loop, so what is cleared meanwhile is
+/// asked for last.
+async fn sample(
+    handle: &Handle,
+    ledger: &mut Ledger,
+    with_maps: bool,
+) -> Result<Reading, TakeError> {
+    let reading = Reading::take(handle, with_maps).await?;
+    let denials = reading::denials(handle).await?;
+    let grown = named(handle, ledger.grown(denials.clone())).await?;
+    let known = ledger.folded();
+    let folds = handle.ask(move |view| view.folds.since(known)).await?;
+    let cleared = ledger.take(&reading, &folds);
+    let present: Vec<DeniedKey> = denials.iter().map(|(key, _)| *key).collect();
+    ledger.take_denied(&grown, &present, &cleared);
+    ledger.forget_series(&reading);
+    forget_denied(handle, ledger, &denials).await?;
+    Ok(reading)
+}
+
+/// Puts names to refusals, a few at a time: plans come first.
+async fn named(handle: &Handle, rows: Vec<Denial>) -> Result<Vec<DeniedReading>, TakeError> {
+    let mut named = Vec::with_capacity(rows.len());
+    for some in rows.chunks(DENIALS_AT_ONCE).map(<[Denial]>::to_vec) {
+        named.append(&mut handle.ask(move |view| reading::denied(view, &some)).await?);
+    }
+    Ok(named)
+}
+
+/// Removes refusals that are too old, and the oldest when there are too many.
+async fn forget_denied(
+    handle: &Handle,
+    ledger: &mut Ledger,
+    denials: &[Denial],
+) -> Result<(), TakeError> {
+    let (tick, kept_for, capacity) = handle
+        .ask(|view| {
+            let capacity = view.dataplane.denied_capacity();
+            (view.tick, view.config.denied_retention, capacity)
+        })
+        .await?;
+    let oldest = tick.map(|tick| aging::before(&tick, kept_for));
+    for surplus in aging::surplus(denials, oldest.unwrap_or_default(), capacity) {
+        for some in surplus.rows.chunks(DENIALS_AT_ONCE).map(<[_]>::to_vec) {
+            let is_urgent = surplus.is_urgent;
+            let removed = handle
+                .ask(move |view| view.dataplane.forget_denied(&some, is_urgent))
+                .await??;
+            ledger.forget_denied(&removed);
+        }
+    }
+    Ok(())
 }
 
 fn encode(reading: Reading, ledger: Ledger) -> String {

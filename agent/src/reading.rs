@@ -1,5 +1,8 @@
 //! One reading of the whole agent: what the kernel has counted, joined with whose it is. The API's
 //! status and the metrics are made of it, so that both say the same.
+//!
+//! The loop is asked for names and states; maps are read outside it, however long that takes, and
+//! joined with what the loop said. No plan waits for whoever looks.
 
 mod take;
 
@@ -12,7 +15,7 @@ use agent_policy::model::RuleRef;
 use crate::dto;
 use crate::reconcile::Plans;
 
-pub use take::{denied, maps, rule_hits};
+pub use take::{Denial, TakeError, denials, denied, maps, rule_hits};
 
 /// Traffic of one slot, with the pod it belongs to.
 #[derive(Clone, Debug, Default)]
@@ -73,8 +76,9 @@ pub struct Reading {
     pub namespaces: usize,
     /// Traffic by slot, also of slots whose pod went and which nobody has taken over.
     pub slots: BTreeMap<u32, SlotReading>,
-    /// DENIED.
-    pub denied: Vec<DeniedReading>,
+    /// Number of the latest fold when slots and rules were named. What was cleared later may have
+    /// been read before or after.
+    pub folds: u64,
     /// New connections by rule.
     pub rule_hits: Vec<(RuleId, RuleRef, u64)>,
     /// New connections that no rule with a row of its own decided, by why they were allowed.

@@ -13,6 +13,7 @@
 
 mod attaching;
 mod findings;
+mod folds;
 mod handle;
 mod locals;
 mod newcomers;
@@ -32,6 +33,7 @@ use crate::dataplane::{Dataplane, Tick};
 use crate::endpoints::{IfIndex, Interface, Sighting, Unreachable};
 use crate::source::{Batch, Reported};
 
+pub use folds::{Counts, Fold, Folds, Owner};
 pub use handle::{Handle, Record, Records, Stopped};
 pub use plans::{Histogram, Plans, Timing};
 pub(crate) use run::{Inputs, Reconciler};
@@ -86,6 +88,8 @@ pub struct View<'a> {
     pub findings: &'a [Reported],
     /// What applying plans took and how it went.
     pub plans: &'a Plans,
+    /// Counts that were cleared, and whose they were.
+    pub folds: &'a Folds,
 }
 
 /// How far the agent is.

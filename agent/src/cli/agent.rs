@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::Outcome;
 use crate::config::{
-    Config, DEFAULT_NETNS, DEFAULT_PINS, DEFAULT_SOCKET, LogFormat, MidStreamGrace, Options,
-    Posture,
+    Config, DEFAULT_DENIED_RETENTION, DEFAULT_NETNS, DEFAULT_PINS, DEFAULT_SOCKET, LogFormat,
+    MidStreamGrace, Options, Posture,
 };
 
 /// Enforce policy on this node
@@ -54,6 +54,14 @@ pub(super) struct Args {
         default_value = "forever"
     )]
     mid_stream_grace: MidStreamGrace,
+    /// How long `picket why` remembers a refusal after it last happened
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "PICKET_DENIED_RETENTION",
+        default_value = DEFAULT_DENIED_RETENTION
+    )]
+    denied_retention: String,
     /// Entries of a map, as NAME=ENTRIES; may be given again
     #[arg(long = "map-capacity", value_name = "NAME=ENTRIES")]
     capacities: Vec<String>,
@@ -78,6 +86,7 @@ impl Args {
             netns: self.netns,
             posture: self.posture,
             mid_stream_grace: self.mid_stream_grace,
+            denied_retention: self.denied_retention,
             capacities: self.capacities,
             log_format: self.log_format,
         })?;

@@ -78,6 +78,32 @@ pub(crate) fn denied(maps: &Maps) -> Result<Vec<(DeniedKey, Denied)>, DataplaneE
         .map_err(|source| reading("DENIED", source))
 }
 
+/// Removes rows of DENIED; see `Dataplane::forget_denied`.
+pub(crate) fn forget_denied(
+    maps: &Maps,
+    known: &[(DeniedKey, u64)],
+    is_urgent: bool,
+) -> Result<Vec<(DeniedKey, Denied)>, DataplaneError> {
+    let wrong = |action| {
+        move |source| DataplaneError::Map {
+            map: "DENIED",
+            action,
+            source,
+        }
+    };
+    let mut forgotten = Vec::new();
+    for (key, last) in known {
+        let row = maps.denied.get(key).map_err(wrong("reading"))?;
+        let Some(row) = row.filter(|row| is_urgent || row.last == *last) else {
+            continue;
+        };
+        if maps.denied.remove(key).map_err(wrong("deleting from"))? {
+            forgotten.push((*key, row));
+        }
+    }
+    Ok(forgotten)
+}
+
 /// New connections by row of RULE_HITS; rows of zero are left out.
 pub(crate) fn rule_hits(
     maps: &Maps,

@@ -11,7 +11,7 @@ use super::Failure;
 use crate::answer::{self, End, PortName, PortReference, Reference, Resolved};
 use crate::dto;
 use crate::flows::join::Names as _;
-use crate::reading::{self, DeniedReading};
+use crate::reading::{self, Denial, DeniedReading};
 use crate::reconcile::View;
 
 /// Refusals that `why --to` lists.
@@ -51,7 +51,11 @@ impl Question {
 }
 
 /// May one reach the other?
-pub(super) fn can(view: &View<'_>, question: &Question) -> Result<dto::Explanation, Failure> {
+pub(super) fn can(
+    view: &View<'_>,
+    question: &Question,
+    denials: &[Denial],
+) -> Result<dto::Explanation, Failure> {
     let port = question
         .to
         .port
@@ -59,22 +63,25 @@ pub(super) fn can(view: &View<'_>, question: &Question) -> Result<dto::Explanati
         .ok_or_else(|| answer::AnswerError::PortMissing(question.to.to_string()))?;
     let ends = question.ends(view)?;
     let mut explanation = answer::explain(view.cluster(), &ends.from, &ends.to, port)?;
-    let rows = reading::denied(view)?;
-    observe(view, &ends, &rows, &mut explanation);
+    let rows = ends.refused(view, denials);
+    observe(view, &rows, &mut explanation);
     Ok(explanation)
 }
 
 /// Why, on the port that is said; else on those that were refused; else on those declared.
-pub(super) fn why(view: &View<'_>, question: &Question) -> Result<dto::ExplanationList, Failure> {
+pub(super) fn why(
+    view: &View<'_>,
+    question: &Question,
+    denials: &[Denial],
+) -> Result<dto::ExplanationList, Failure> {
     let ends = question.ends(view)?;
-    let rows = reading::denied(view)?;
+    let rows = ends.refused(view, denials);
     let ports = if let Some(port) = &question.to.port {
         vec![port.clone()]
     } else {
         {
             let refused: BTreeSet<(Protocol, u16)> = rows
                 .iter()
-                .filter(|row| ends.has(row))
                 .map(|row| (Protocol(row.key.3), row.key.2))
                 .filter(|(protocol, _)| protocol.has_ports())
                 .collect();
@@ -95,25 +102,33 @@ pub(super) fn why(view: &View<'_>, question: &Question) -> Result<dto::Explanati
     let mut items = Vec::new();
     for port in &ports {
         let mut explanation = answer::explain(view.cluster(), &ends.from, &ends.to, port)?;
-        observe(view, &ends, &rows, &mut explanation);
+        observe(view, &rows, &mut explanation);
         items.push(explanation);
     }
     Ok(dto::ExplanationList { items })
 }
 
 impl Ends {
-    /// True when the row refused a connection from the one to the other.
-    fn has(&self, row: &DeniedReading) -> bool {
-        match row.key.4 {
-            Direction::Egress => is_pod_of(&self.from, row) && is_address_of(&self.to, row.key.1),
-            Direction::Ingress => is_pod_of(&self.to, row) && is_address_of(&self.from, row.key.1),
-        }
+    /// The refusals of connections from the one to the other. Names are put to no others: there
+    /// may be very many.
+    fn refused(&self, view: &View<'_>, denials: &[Denial]) -> Vec<DeniedReading> {
+        let own = denials.iter().filter(|(key, _)| {
+            let (local, peer) = match Direction::from_index(key.direction) {
+                Direction::Egress => (&self.from, &self.to),
+                Direction::Ingress => (&self.to, &self.from),
+            };
+            is_address_of(peer, key.peer.into()) && is_pod_of(view, local, key.slot)
+        });
+        reading::denied(view, own)
     }
 }
 
-fn is_pod_of(resolved: &Resolved, row: &DeniedReading) -> bool {
+fn is_pod_of(view: &View<'_>, resolved: &Resolved, slot: u32) -> bool {
+    let Some(owner) = view.engine.slot_owner(slot) else {
+        return false;
+    };
     resolved.ends.iter().any(|end| match end {
-        End::Pod(pod) => *pod.uid.0 == *row.uid,
+        End::Pod(pod) => pod.uid == owner.uid,
         End::Address(_) => false,
     })
 }
@@ -126,17 +141,11 @@ fn is_address_of(resolved: &Resolved, address: IpAddr) -> bool {
 }
 
 /// Adds what the kernel has counted.
-fn observe(
-    view: &View<'_>,
-    ends: &Ends,
-    rows: &[DeniedReading],
-    explanation: &mut dto::Explanation,
-) {
+fn observe(view: &View<'_>, rows: &[DeniedReading], explanation: &mut dto::Explanation) {
     let rows: Vec<&DeniedReading> = rows
         .iter()
         .filter(|row| {
-            ends.has(row)
-                && Some(row.key.2) == explanation.port
+            Some(row.key.2) == explanation.port
                 && Protocol(row.key.3).to_string() == explanation.protocol
         })
         .collect();
@@ -176,15 +185,20 @@ fn overflow(view: &View<'_>) -> u64 {
 
 /// The latest refusals of connections to and from someone, each explained under the policies as
 /// they are now.
-pub(super) fn latest(view: &View<'_>, question: &Question) -> Result<dto::DenialList, Failure> {
+pub(super) fn latest(
+    view: &View<'_>,
+    question: &Question,
+    denials: &[Denial],
+) -> Result<dto::DenialList, Failure> {
     let who = answer::resolve(view.cluster(), &question.to, &question.namespace)
         .map_err(answer::AnswerError::from)?;
-    let mut rows: Vec<DeniedReading> = reading::denied(view)?
-        .into_iter()
-        .filter(|row| is_pod_of(&who, row) || is_address_of(&who, row.key.1))
+    let mut own: Vec<&Denial> = denials
+        .iter()
+        .filter(|(key, _)| is_address_of(&who, key.peer.into()) || is_pod_of(view, &who, key.slot))
         .collect();
-    rows.sort_by_key(|row| std::cmp::Reverse(row.times.map(|(_, last)| last)));
-    rows.truncate(MOST_DENIALS);
+    own.sort_by_key(|(_, row)| std::cmp::Reverse(row.last));
+    own.truncate(MOST_DENIALS);
+    let rows = reading::denied(view, own);
     let items = rows.iter().map(|row| denial(view, row)).collect();
     Ok(dto::DenialList {
         items,
@@ -237,6 +251,7 @@ fn denial(view: &View<'_>, row: &DeniedReading) -> dto::Denial {
 pub(super) fn policy(
     view: &View<'_>,
     reference: &Reference,
+    hits: &BTreeMap<String, u64>,
 ) -> Result<dto::EffectivePolicy, Failure> {
     let resolved =
         answer::resolve(view.cluster(), reference, "default").map_err(answer::AnswerError::from)?;
@@ -244,9 +259,5 @@ pub(super) fn policy(
         let message = format!("{reference} is no pod: no policy applies to it");
         return Err(Failure(axum::http::StatusCode::NOT_FOUND, message));
     };
-    let hits: BTreeMap<String, u64> = reading::rule_hits(view)?
-        .into_iter()
-        .map(|(_, rule, connections)| (rule.to_string(), connections))
-        .collect();
-    Ok(answer::effective(view.cluster(), pod, &hits))
+    Ok(answer::effective(view.cluster(), pod, hits))
 }

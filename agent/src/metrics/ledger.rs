@@ -1,79 +1,26 @@
-//! Totals that never go back, over maps whose rows do: a slot's counts are folded into a total
-//! before they are forgotten, and the ledger is kept in a file beside the socket, so that neither
-//! a reused slot nor a restarted agent takes anything away.
+//! Totals that never go back, over maps whose rows do: what the loop reads before it clears rows
+//! for another pod or rule is folded into a total, and the ledger is kept in a file beside the
+//! socket, so that neither a reused slot nor a restarted agent takes anything away.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod denials;
+mod rules;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::path::Path;
 
-use agent_common::{Direction, Reason, Verdict};
+use agent_common::{Direction, Reason, Verdict, maps};
 use serde::{Deserialize, Serialize};
 
-use crate::dto::{Party, Traffic};
-use crate::reading::{DeniedReading, Reading, SlotReading};
+use self::denials::{OVERFLOW, Pair, Row};
+use self::rules::Rule;
+use crate::dataplane::Dropped;
+use crate::dto::Traffic;
+use crate::reading::{Reading, SlotReading};
+use crate::reconcile::{Counts, Fold, Owner};
 
-/// Series of one family of pairs; beyond it values go to [`OVERFLOW`].
-pub(crate) const MOST_PAIRS: usize = 500;
-/// Label value of what found no series of its own.
-pub(crate) const OVERFLOW: &str = "__overflow__";
-/// DNS (RFC 1035 §4.2).
-const DNS_PORT: u16 = 53;
-
-/// Who was refused, in labels.
-#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
-pub(crate) struct Pair {
-    pub(crate) direction: String,
-    pub(crate) reason: String,
-    pub(crate) namespace: String,
-    pub(crate) workload: String,
-    pub(crate) peer_namespace: String,
-    pub(crate) peer_workload: String,
-}
-
-impl Pair {
-    fn of(row: &DeniedReading) -> Self {
-        let (peer_namespace, peer_workload) = peer_labels(&row.peer);
-        Self {
-            direction: row.key.4.as_label().to_owned(),
-            reason: row.reason.clone(),
-            namespace: row
-                .local
-                .namespace
-                .clone()
-                .unwrap_or_else(|| "unknown".to_owned()),
-            workload: row
-                .local
-                .workload
-                .clone()
-                .unwrap_or_else(|| "unknown".to_owned()),
-            peer_namespace,
-            peer_workload,
-        }
-    }
-
-    /// Where everything goes that has no series of its own.
-    fn overflow(direction: &str) -> Self {
-        let over = || OVERFLOW.to_owned();
-        Self {
-            direction: direction.to_owned(),
-            reason: over(),
-            namespace: over(),
-            workload: over(),
-            peer_namespace: over(),
-            peer_workload: over(),
-        }
-    }
-}
-
-/// Closed words for whoever is no pod: addresses would be labels without bound.
-fn peer_labels(peer: &Party) -> (String, String) {
-    match (&peer.namespace, &peer.workload, &peer.node) {
-        (Some(namespace), Some(workload), _) => (namespace.clone(), workload.clone()),
-        (Some(namespace), None, _) => (namespace.clone(), "unknown".to_owned()),
-        (None, _, Some(_)) => (String::new(), "node".to_owned()),
-        (None, _, None) => (String::new(), "world".to_owned()),
-    }
-}
+#[cfg(test)]
+pub(crate) use self::denials::MOST_PAIRS;
 
 /// Packets and bytes by direction and reason; `None` as reason is what passed.
 type ByReason = BTreeMap<(u8, Option<u8>), Traffic>;
@@ -86,38 +33,12 @@ struct Slot {
     traffic: ByReason,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
-struct Row {
-    uid: String,
-    pair: Pair,
-    /// Where it counts: its own pair's series, or the overflow's.
-    series: Pair,
-    dns: Option<String>,
-    packets: u64,
-    /// Of `packets`, those that were counted under another pair: its labels have changed since.
-    counted: u64,
-}
-
-impl Row {
-    fn own(&self) -> u64 {
-        self.packets.saturating_sub(self.counted)
-    }
-}
-
-#[derive(Clone, Debug, Deserialize, Serialize)]
-struct Rule {
-    namespace: String,
-    policy: String,
-    direction: u8,
-    connections: u64,
-}
-
 /// See the module.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Ledger {
     /// Slots as last read.
     slots: BTreeMap<u32, Slot>,
-    /// What slots had when they went, by namespace.
+    /// What slots had when they were cleared, by namespace.
     #[serde(with = "nested")]
     closed: BTreeMap<String, ByReason>,
     /// DENIED rows as last read, by the text of their key.
@@ -132,6 +53,12 @@ pub(crate) struct Ledger {
     /// Rows of RULE_HITS that count by direction and reason, as last read.
     #[serde(with = "pairs", default)]
     allowed: BTreeMap<(u8, u8), u64>,
+    /// What rules had when their rows were cleared, by namespace, policy and direction.
+    #[serde(with = "pairs", default)]
+    closed_rules: BTreeMap<(String, String, u8), u64>,
+    /// The number of the latest fold of this agent that is in here.
+    #[serde(skip)]
+    folded: u64,
     /// Pairs that found no series.
     pub(crate) overflowed: u64,
     #[serde(skip)]
@@ -210,17 +137,57 @@ impl Ledger {
         std::fs::rename(&beside, path)
     }
 
-    /// Takes a reading in.
-    pub(crate) fn take(&mut self, reading: &Reading) {
-        self.take_slots(reading);
-        self.take_denied(reading);
-        self.take_rules(reading);
+    /// The latest fold that was taken in.
+    pub(crate) fn folded(&self) -> u64 {
+        self.folded
+    }
+
+    /// Takes in what was cleared since the last time, and a reading that began before the latest of
+    /// it. Returns the slots that were cleared since the reading began.
+    pub(crate) fn take(&mut self, reading: &Reading, folds: &[Fold]) -> HashSet<u32> {
+        let mut cleared = (HashSet::new(), HashSet::new());
+        for fold in folds {
+            self.folded = self.folded.max(fold.number);
+            let is_later = fold.number > reading.folds;
+            match &fold.counts {
+                Counts::Slot {
+                    slot,
+                    owner,
+                    passed,
+                    dropped,
+                } => {
+                    self.fold_slot(*slot, owner.as_ref(), by_reason(passed, dropped));
+                    self.fold_denied_of(*slot);
+                    if is_later {
+                        cleared.0.insert(*slot);
+                    }
+                }
+                Counts::Rule {
+                    row,
+                    rule,
+                    connections,
+                } => {
+                    self.fold_rule(*row, rule.as_ref(), *connections);
+                    if is_later {
+                        cleared.1.insert(*row);
+                    }
+                }
+            }
+        }
+        let (slots, rows) = cleared;
+        self.take_slots(reading, &slots);
+        self.take_rules(reading, &rows);
+        self.forget_policies(reading);
         self.living_namespaces = reading
             .endpoints
             .iter()
             .map(|endpoint| endpoint.namespace.clone())
             .collect();
-        // Series go when the objects they name go.
+        slots
+    }
+
+    /// Series go when the objects they name go.
+    pub(crate) fn forget_series(&mut self, reading: &Reading) {
         let living = &self.living_namespaces;
         let workloads: BTreeSet<(&str, &str)> = reading
             .endpoints
@@ -236,110 +203,50 @@ impl Ledger {
         self.dns.retain(|namespace, _| living.contains(namespace));
     }
 
-    fn take_slots(&mut self, reading: &Reading) {
-        let Self { slots, closed, .. } = self;
-        slots.retain(|number, slot| {
-            let next = reading.slots.get(number);
-            let goes_on =
-                next.is_some_and(|next| next.uid == slot.uid && !has_gone_back(slot, next));
-            if !goes_on {
-                let total = closed.entry(slot.namespace.clone()).or_default();
-                for (key, traffic) in &slot.traffic {
-                    add(total.entry(*key).or_default(), *traffic);
-                }
+    /// A slot's rows were cleared; this is what they had. The holder is the one that was seen
+    /// there, or the one whose name was in the maps.
+    fn fold_slot(&mut self, slot: u32, owner: Option<&Owner>, traffic: ByReason) {
+        let namespace = match (self.slots.remove(&slot), owner) {
+            (Some(seen), Some(owner)) if seen.uid != owner.uid => {
+                // The one that was seen was cleared by an agent that did not come to tell.
+                self.close(&seen);
+                owner.namespace.clone()
             }
-            goes_on
-        });
-        for (number, next) in &reading.slots {
-            slots.insert(
-                *number,
-                Slot {
-                    uid: next.uid.clone(),
-                    namespace: next.namespace.clone(),
-                    traffic: by_reason(next),
-                },
-            );
-        }
-    }
-
-    fn take_denied(&mut self, reading: &Reading) {
-        let next: HashMap<String, &DeniedReading> = reading
-            .denied
-            .iter()
-            .map(|row| (format!("{:?}", row.key), row))
-            .collect();
-        let gone: Vec<String> = self
-            .rows
-            .iter()
-            .filter(|(key, row)| {
-                next.get(*key)
-                    .is_none_or(|next| next.uid != row.uid || next.packets < row.packets)
-            })
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in gone {
-            if let Some(row) = self.rows.remove(&key) {
-                self.fold(&row);
-            }
-        }
-        for (key, next) in next {
-            let pair = Pair::of(next);
-            let before = self.rows.remove(&key);
-            let (series, counted) = match before {
-                Some(row) if row.pair == pair => (row.series, row.counted),
-                Some(row) => {
-                    self.fold(&row);
-                    (self.series(&pair), row.packets)
-                }
-                None => (self.series(&pair), 0),
-            };
-            let row = Row {
-                uid: next.uid.clone(),
-                pair,
-                series,
-                dns: (next.key.2 == DNS_PORT)
-                    .then(|| dns_namespace(next))
-                    .flatten(),
-                packets: next.packets,
-                counted,
-            };
-            self.rows.insert(key, row);
-        }
-    }
-
-    /// Keeps what a row has counted, which is about to be forgotten.
-    fn fold(&mut self, row: &Row) {
-        *self.pairs.entry(row.series.clone()).or_default() += row.own();
-        if let Some(namespace) = &row.dns {
-            *self.dns.entry(namespace.clone()).or_default() += row.own();
-        }
-    }
-
-    /// The series of a pair, for good: its own while there is room.
-    fn series(&mut self, pair: &Pair) -> Pair {
-        let series = if self.pairs.contains_key(pair) || self.pairs.len() < MOST_PAIRS {
-            pair.clone()
-        } else {
-            self.overflowed += 1;
-            Pair::overflow(&pair.direction)
+            (Some(seen), _) => seen.namespace,
+            (None, Some(owner)) => owner.namespace.clone(),
+            (None, None) => String::new(),
         };
-        self.pairs.entry(series.clone()).or_default();
-        series
+        let closed = Slot {
+            uid: String::new(),
+            namespace,
+            traffic,
+        };
+        self.close(&closed);
     }
 
-    fn take_rules(&mut self, reading: &Reading) {
-        for (id, rule, connections) in &reading.rule_hits {
-            let known = self.rules.entry(id.0).or_insert_with(|| Rule {
-                namespace: rule.policy.namespace.to_string(),
-                policy: rule.policy.name.to_string(),
-                direction: rule.direction.index(),
-                connections: 0,
-            });
-            known.connections = known.connections.max(*connections);
+    fn close(&mut self, slot: &Slot) {
+        let total = self.closed.entry(slot.namespace.clone()).or_default();
+        for (key, traffic) in &slot.traffic {
+            add(total.entry(*key).or_default(), *traffic);
         }
-        for ((direction, reason), connections) in &reading.allowed {
-            let key = (direction.index(), reason.number());
-            self.allowed.insert(key, *connections);
+    }
+
+    /// A slot that nobody has any more stays as it was seen until it is cleared.
+    fn take_slots(&mut self, reading: &Reading, cleared: &HashSet<u32>) {
+        let next = reading.slots.iter();
+        for (number, next) in next.filter(|(number, _)| !cleared.contains(number)) {
+            let next = Slot {
+                uid: next.uid.clone(),
+                namespace: next.namespace.clone(),
+                traffic: of_reading(next),
+            };
+            // Cleared by an agent that did not come to tell.
+            let before = self.slots.insert(*number, next.clone());
+            if let Some(before) = before
+                && (before.uid != next.uid || has_gone_back(&before, &next))
+            {
+                self.close(&before);
+            }
         }
     }
 
@@ -396,77 +303,6 @@ impl Ledger {
         }
         total
     }
-
-    /// Refused packets by pair, bounded.
-    pub(crate) fn denied_pairs(&self) -> BTreeMap<Pair, u64> {
-        let mut total = self.pairs.clone();
-        for row in self.rows.values() {
-            *total.entry(row.series.clone()).or_default() += row.own();
-        }
-        total
-    }
-
-    /// Refused DNS packets by the namespace whose look-ups fail; zeros of living ones included.
-    pub(crate) fn dns_denied(&self) -> BTreeMap<String, u64> {
-        let mut total: BTreeMap<String, u64> = self
-            .living_namespaces
-            .iter()
-            .map(|namespace| (namespace.clone(), 0))
-            .collect();
-        let rows = self
-            .rows
-            .values()
-            .filter_map(|row| Some((row.dns.as_ref()?, row.own())));
-        for (namespace, packets) in self
-            .dns
-            .iter()
-            .map(|(name, packets)| (name, *packets))
-            .chain(rows)
-        {
-            *total.entry(namespace.clone()).or_default() += packets;
-        }
-        total
-    }
-
-    /// New connections by direction and why they were allowed, of the node.
-    pub(crate) fn allowed_connections(&self) -> BTreeMap<(Direction, Reason), u64> {
-        let by_reason = self
-            .allowed
-            .iter()
-            .filter_map(|((direction, reason), count)| {
-                let reason = Reason::from_number(*reason)?;
-                Some(((Direction::from_index(*direction), reason), *count))
-            });
-        let mut total: BTreeMap<_, _> = by_reason.collect();
-        for rule in self.rules.values() {
-            let key = (Direction::from_index(rule.direction), Reason::Rule);
-            *total.entry(key).or_default() += rule.connections;
-        }
-        total
-    }
-
-    /// New connections by policy and direction, of policies there are; zeros included.
-    pub(crate) fn policy_connections(
-        &self,
-        reading: &Reading,
-    ) -> BTreeMap<(String, String, Direction), u64> {
-        let mut total = BTreeMap::new();
-        for (namespace, name, isolates) in &reading.policies {
-            for (direction, isolates) in Direction::ALL.into_iter().zip(isolates) {
-                if *isolates && self.living_namespaces.contains(namespace) {
-                    total.insert((namespace.clone(), name.clone(), direction), 0);
-                }
-            }
-        }
-        for rule in self.rules.values() {
-            let direction = Direction::from_index(rule.direction);
-            let key = (rule.namespace.clone(), rule.policy.clone(), direction);
-            if let Some(sum) = total.get_mut(&key) {
-                *sum += rule.connections;
-            }
-        }
-        total
-    }
 }
 
 fn add(sum: &mut Traffic, more: Traffic) {
@@ -474,7 +310,7 @@ fn add(sum: &mut Traffic, more: Traffic) {
     sum.bytes += more.bytes;
 }
 
-fn by_reason(slot: &SlotReading) -> ByReason {
+fn of_reading(slot: &SlotReading) -> ByReason {
     let mut rows = ByReason::new();
     for (direction, traffic) in Direction::ALL.into_iter().zip(slot.passed) {
         rows.insert((direction.index(), None), traffic);
@@ -485,21 +321,29 @@ fn by_reason(slot: &SlotReading) -> ByReason {
     rows
 }
 
+fn by_reason(passed: &[maps::Traffic; 2], dropped: &[Dropped]) -> ByReason {
+    let of = |traffic: &maps::Traffic| Traffic {
+        packets: traffic.packets,
+        bytes: traffic.bytes,
+    };
+    let passed = Direction::ALL.into_iter().zip(passed);
+    let mut rows: ByReason = passed
+        .map(|(direction, traffic)| ((direction.index(), None), of(traffic)))
+        .collect();
+    for row in dropped {
+        let key = (row.direction.index(), Some(row.reason.number()));
+        rows.insert(key, of(&row.traffic));
+    }
+    rows
+}
+
 /// True when the slot was cleared between two readings.
-fn has_gone_back(before: &Slot, now: &SlotReading) -> bool {
-    let now = by_reason(now);
+fn has_gone_back(before: &Slot, now: &Slot) -> bool {
+    let now = &now.traffic;
     before
         .traffic
         .iter()
         .any(|(key, traffic)| now.get(key).copied().unwrap_or_default().packets < traffic.packets)
-}
-
-/// Whose look-up was refused: the endpoint's when leaving it, the peer's when entering a server.
-fn dns_namespace(row: &DeniedReading) -> Option<String> {
-    match row.key.4 {
-        Direction::Egress => row.local.namespace.clone(),
-        Direction::Ingress => row.peer.namespace.clone(),
-    }
 }
 
 #[cfg(test)]

@@ -31,11 +31,6 @@ fn synthetic_node() -> Reading {
             })
             .into(),
     };
-    let party = |number: usize, name: &str| Party {
-        namespace: Some(namespace(number)),
-        workload: Some(format!("{name}-{number}")),
-        ..Party::default()
-    };
     let slot = |number: usize| SlotReading {
         uid: format!("uid-{number}"),
         namespace: namespace(number),
@@ -59,27 +54,7 @@ fn synthetic_node() -> Reading {
         slots: (0..50)
             .map(|number| (u32::try_from(number).unwrap() + 1, slot(number)))
             .collect(),
-        denied: (0..5_000_u32)
-            .map(|number| {
-                let place = number as usize;
-                DeniedReading {
-                    key: (
-                        number % 50 + 1,
-                        IpAddr::from(number.to_be_bytes()),
-                        80,
-                        6,
-                        Direction::Ingress,
-                    ),
-                    uid: format!("uid-{}", number % 50),
-                    local: party(place % 50, "Deployment/app"),
-                    peer: party(place, "Job/storm"),
-                    reason: "isolated-no-rule".to_owned(),
-                    packets: 1,
-                    times: None,
-                    revision: 1,
-                }
-            })
-            .collect(),
+        allowed: BTreeMap::from([((Direction::Ingress, Reason::NotIsolated), 17)]),
         counters: vec![(Counter::EventsLost, 3)],
         maps: vec![crate::dto::MapFill {
             name: "verdicts".to_owned(),
@@ -90,9 +65,41 @@ fn synthetic_node() -> Reading {
     }
 }
 
+/// The storm.
+fn storm() -> Vec<DeniedReading> {
+    let party = |number: usize, name: &str| Party {
+        namespace: Some(format!("ns-{}", number % 15)),
+        workload: Some(format!("{name}-{number}")),
+        ..Party::default()
+    };
+    (0..5_000_u32)
+        .map(|number| {
+            let place = number as usize;
+            DeniedReading {
+                key: (
+                    number % 50 + 1,
+                    IpAddr::from(number.to_be_bytes()),
+                    80,
+                    6,
+                    Direction::Ingress,
+                ),
+                uid: format!("uid-{}", number % 50),
+                local: party(place % 50, "Deployment/app"),
+                peer: party(place, "Job/storm"),
+                reason: "isolated-no-rule".to_owned(),
+                packets: 1,
+                times: None,
+                revision: 1,
+            }
+        })
+        .collect()
+}
+
 fn text(reading: &Reading) -> String {
     let mut ledger = Ledger::default();
-    ledger.take(reading);
+    let cleared = ledger.take(reading, &[]);
+    ledger.take_denied(&storm(), &[], &cleared);
+    ledger.forget_series(reading);
     encode(reading.clone(), ledger)
 }
 
@@ -125,6 +132,8 @@ fn the_counts_of_the_maps_are_what_is_said() {
     for line in [
         r#"picket_verdicts_total{direction="ingress",verdict="deny",reason="isolated-no-rule"} 100"#,
         r#"picket_verdicts_total{direction="egress",verdict="deny",reason="malformed"} 0"#,
+        r#"picket_verdicts_total{direction="ingress",verdict="allow",reason="not-isolated"} 17"#,
+        r#"picket_verdicts_total{direction="egress",verdict="allow",reason="node"} 0"#,
         r#"picket_verdict_bytes_total{direction="ingress",verdict="allow"} 50000"#,
         r#"picket_verdict_bytes_total{direction="ingress",verdict="deny"} 6000"#,
         r#"picket_namespace_verdicts_total{namespace="ns-14",direction="ingress",verdict="deny"} 6"#,
@@ -133,6 +142,7 @@ fn the_counts_of_the_maps_are_what_is_said() {
         r#"picket_events_lost_total{stage="ringbuf"} 3"#,
         r#"picket_bpf_map_entries{map="verdicts"} 9.0"#,
         r#"picket_bpf_map_capacity{map="verdicts"} 100.0"#,
+        r#"picket_pod_first_enforced_seconds_count 0"#,
         r#"picket_policy_apply_duration_seconds_bucket{le="+Inf",stage="swap"} 0"#,
     ] {
         assert!(

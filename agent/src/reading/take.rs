@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use agent_common::maps::{FIRST_RULE_ROW, SLOTS, hit_row, rule_row};
+use agent_common::maps::{Denied, DeniedKey, FIRST_RULE_ROW, hit_row, rule_row};
 use agent_common::{Direction, Reason, RuleId, Verdict};
 use agent_policy::cluster::Cluster;
 use agent_policy::engine::EndpointStatus;
@@ -12,11 +12,11 @@ use agent_policy::model::{Pod, RuleRef, Severity};
 
 use super::{DeniedReading, Reading, SlotReading};
 use crate::config::Posture;
-use crate::dataplane::{DataplaneError, Tick};
+use crate::dataplane::{Counted, DataplaneError, Tick};
 use crate::dto;
 use crate::flows::decode::Cause;
 use crate::flows::join::{self, Names};
-use crate::reconcile::{Endpoint, EndpointState, Phase, Unclaimed, View};
+use crate::reconcile::{Endpoint, EndpointState, Handle, Phase, Stopped, Unclaimed, View};
 
 impl Names for View<'_> {
     fn cluster(&self) -> &Cluster {
@@ -48,124 +48,183 @@ impl Names for View<'_> {
     }
 }
 
+/// Why there is no reading.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeError {
+    /// The agent stops.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// A map cannot be read.
+    #[error(transparent)]
+    Unreadable(#[from] DataplaneError),
+    /// The thread that read the maps did not come to its end.
+    #[error("reading the maps was broken off")]
+    BrokenOff,
+}
+
+/// Reads maps on a thread of its own.
+async fn read<T: Send + 'static>(
+    handle: &Handle,
+    read: impl FnOnce(&Counted) -> Result<T, DataplaneError> + Send + 'static,
+) -> Result<T, TakeError> {
+    let counted = handle.ask(|view| view.dataplane.counted()).await?;
+    let read = tokio::task::spawn_blocking(move || read(&counted)).await;
+    Ok(read.map_err(|_joining| TakeError::BrokenOff)??)
+}
+
+/// Rules with a row of their own in `RULE_HITS`, by that row.
+type RuleRows = HashMap<u32, (RuleId, RuleRef)>;
+
 impl Reading {
     /// Reads the loop's state and the kernel's counts. How full maps are costs a walk over them:
     /// `with_maps` when somebody looks.
     ///
     /// # Errors
-    /// A map cannot be read.
-    pub fn take(view: &View<'_>, with_maps: bool) -> Result<Self, DataplaneError> {
-        let cluster = view.engine.cluster();
-        let slots = slots(view)?;
-        let statuses: HashMap<u32, EndpointStatus> = view
-            .engine
-            .endpoints()
-            .into_iter()
-            .map(|each| (each.ifindex, each))
-            .collect();
-        let mut endpoints: Vec<dto::Endpoint> = view
-            .endpoints
-            .values()
-            .map(|each| {
-                endpoint(
-                    cluster,
-                    each,
-                    statuses.get(&each.interface.ifindex.0),
-                    &slots,
+    /// A map cannot be read, or the agent stops.
+    pub async fn take(handle: &Handle, with_maps: bool) -> Result<Self, TakeError> {
+        let (mut reading, rules) = handle.ask(|view| (told(view), rule_rows(view))).await?;
+        read(handle, move |counted| {
+            for (slot, reading) in &mut reading.slots {
+                count(counted, *slot, reading)?;
+            }
+            for endpoint in &mut reading.endpoints {
+                let published = endpoint.slot.filter(|_| endpoint.revision.is_some());
+                let slot = published.and_then(|slot| reading.slots.get(&slot));
+                if let Some(slot) = slot {
+                    add_counts(endpoint, slot);
+                }
+            }
+            reading.rule_hits = hits_of(counted, &rules)?;
+            reading.allowed = allowed(counted)?;
+            reading.counters = counted.counters()?;
+            if with_maps {
+                reading.maps = fills(counted)?;
+            }
+            Ok(reading)
+        })
+        .await
+    }
+}
+
+/// What the loop says by itself; counts are still to be read.
+fn told(view: &View<'_>) -> Reading {
+    let cluster = view.engine.cluster();
+    let statuses: HashMap<u32, EndpointStatus> = view
+        .engine
+        .endpoints()
+        .into_iter()
+        .map(|each| (each.ifindex, each))
+        .collect();
+    let mut endpoints: Vec<dto::Endpoint> = view
+        .endpoints
+        .values()
+        .map(|each| endpoint(cluster, each, statuses.get(&each.interface.ifindex.0)))
+        .collect();
+    endpoints.sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
+    let is_failing = view.plans.failing.is_some() || view.plans.refused.is_some();
+    let is_here = |pod: &Pod| {
+        view.config
+            .node
+            .as_ref()
+            .is_none_or(|node| *node == pod.node)
+    };
+    Reading {
+        node: view.config.node.clone(),
+        enforcing: view.phase == Phase::Enforcing && !is_failing,
+        endpoints,
+        unenforced: view
+            .unenforced
+            .iter()
+            .map(|each| dto::Unenforced {
+                pod: each.pod.to_string(),
+                message: format!("{} ({})", each.place.why, each.place.interface),
+            })
+            .collect(),
+        unclaimed: view
+            .unclaimed
+            .iter()
+            .map(|each| unclaimed(each, view.config.posture))
+            .collect(),
+        host_network: cluster
+            .pods()
+            .filter(|pod| pod.host_network && is_here(pod))
+            .count(),
+        findings: view.findings.iter().map(finding).collect(),
+        policies: cluster
+            .policies()
+            .map(|policy| {
+                let isolates = Direction::ALL.map(|direction| policy.isolates(direction));
+                (
+                    policy.name.namespace.to_string(),
+                    policy.name.name.to_string(),
+                    isolates,
                 )
             })
-            .collect();
-        endpoints.sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
-        let is_failing = view.plans.failing.is_some() || view.plans.refused.is_some();
-        let is_here = |pod: &Pod| {
-            view.config
-                .node
-                .as_ref()
-                .is_none_or(|node| *node == pod.node)
-        };
-        Ok(Self {
-            node: view.config.node.clone(),
-            enforcing: view.phase == Phase::Enforcing && !is_failing,
-            endpoints,
-            unenforced: view
-                .unenforced
-                .iter()
-                .map(|each| dto::Unenforced {
-                    pod: each.pod.to_string(),
-                    message: format!("{} ({})", each.place.why, each.place.interface),
-                })
-                .collect(),
-            unclaimed: view
-                .unclaimed
-                .iter()
-                .map(|each| unclaimed(each, view.config.posture))
-                .collect(),
-            host_network: cluster
-                .pods()
-                .filter(|pod| pod.host_network && is_here(pod))
-                .count(),
-            findings: view.findings.iter().map(finding).collect(),
-            policies: cluster
-                .policies()
-                .map(|policy| {
-                    let isolates = Direction::ALL.map(|direction| policy.isolates(direction));
-                    (
-                        policy.name.namespace.to_string(),
-                        policy.name.name.to_string(),
-                        isolates,
-                    )
-                })
-                .collect(),
-            pods: cluster.pods().count(),
-            namespaces: cluster.namespaces().count(),
-            slots,
-            denied: denied(view)?,
-            rule_hits: rule_hits(view)?,
-            allowed: allowed(view)?,
-            counters: view.dataplane.counters()?,
-            maps: if with_maps { maps(view)? } else { Vec::new() },
-            plans: view.plans.clone(),
-        })
+            .collect(),
+        pods: cluster.pods().count(),
+        namespaces: cluster.namespaces().count(),
+        slots: slots(view),
+        folds: view.folds.number(),
+        plans: view.plans.clone(),
+        ..Reading::default()
     }
 }
 
 /// Slots that somebody has, or had while nobody else has it.
-fn slots(view: &View<'_>) -> Result<BTreeMap<u32, SlotReading>, DataplaneError> {
-    let mut slots = BTreeMap::new();
-    for slot in 1..SLOTS {
-        let Some(owner) = view.engine.slot_owner(slot) else {
-            continue;
-        };
-        let [ingress, egress] = view.dataplane.passed(slot)?.map(traffic);
-        let dropped = view
-            .dataplane
-            .dropped(slot)?
-            .into_iter()
-            .map(|row| ((row.direction, row.reason), traffic(row.traffic)))
-            .collect();
-        let reading = SlotReading {
-            uid: owner.uid.0.to_string(),
-            namespace: owner.pod.namespace.to_string(),
-            passed: [ingress, egress],
-            dropped,
-        };
-        slots.insert(slot, reading);
-    }
-    Ok(slots)
+fn slots(view: &View<'_>) -> BTreeMap<u32, SlotReading> {
+    let owned = view.folds.slots();
+    owned
+        .map(|(slot, owner)| {
+            let reading = SlotReading {
+                uid: owner.uid.clone(),
+                namespace: owner.namespace.clone(),
+                ..SlotReading::default()
+            };
+            (slot, reading)
+        })
+        .collect()
 }
 
-/// New connections by rule; rules that decided none are left out.
-///
-/// # Errors
-/// The map cannot be read.
-pub fn rule_hits(view: &View<'_>) -> Result<Vec<(RuleId, RuleRef, u64)>, DataplaneError> {
-    let rules: HashMap<u32, (RuleId, &RuleRef)> = view
-        .engine
-        .rules()
-        .map(|(id, rule)| (rule_row(id), (id, rule)))
-        .filter(|(row, _)| *row >= FIRST_RULE_ROW)
+/// Reads a slot's counts.
+fn count(counted: &Counted, slot: u32, reading: &mut SlotReading) -> Result<(), DataplaneError> {
+    reading.passed = counted.passed(slot)?.map(traffic);
+    reading.dropped = counted
+        .dropped(slot)?
+        .into_iter()
+        .map(|row| ((row.direction, row.reason), traffic(row.traffic)))
         .collect();
-    let hits = view.dataplane.rule_hits(rules.keys().copied())?;
+    Ok(())
+}
+
+fn add_counts(endpoint: &mut dto::Endpoint, counts: &SlotReading) {
+    let both = endpoint.directions.iter_mut().zip(Direction::ALL);
+    for (place, (said, direction)) in both.enumerate() {
+        said.passed = counts.passed.get(place).copied().unwrap_or_default();
+        said.dropped = counts
+            .dropped
+            .iter()
+            .filter(|((its, _), traffic)| *its == direction && traffic.packets > 0)
+            .map(|((_, reason), traffic)| (reason.as_label().to_owned(), *traffic))
+            .collect();
+    }
+}
+
+fn rule_rows(view: &View<'_>) -> RuleRows {
+    let rules = view.engine.rules();
+    rules
+        .map(|(id, rule)| (rule_row(id), (id, rule.clone())))
+        // The others have no row, or it is not theirs yet.
+        .filter(|(row, (id, _))| {
+            *row >= FIRST_RULE_ROW && view.folds.rule_of_row(*row) == Some(*id)
+        })
+        .collect()
+}
+
+fn hits_of(
+    counted: &Counted,
+    rules: &RuleRows,
+) -> Result<Vec<(RuleId, RuleRef, u64)>, DataplaneError> {
+    let hits = counted.rule_hits(rules.keys().copied())?;
     let named = hits.into_iter().filter_map(|(row, hit)| {
         let (id, rule) = rules.get(&row)?;
         Some((*id, RuleRef::clone(rule), hit.connections))
@@ -173,8 +232,17 @@ pub fn rule_hits(view: &View<'_>) -> Result<Vec<(RuleId, RuleRef, u64)>, Datapla
     Ok(named.collect())
 }
 
+/// New connections by rule; rules that decided none are left out.
+///
+/// # Errors
+/// The map cannot be read, or the agent stops.
+pub async fn rule_hits(handle: &Handle) -> Result<Vec<(RuleId, RuleRef, u64)>, TakeError> {
+    let rules = handle.ask(rule_rows).await?;
+    read(handle, move |counted| hits_of(counted, &rules)).await
+}
+
 /// New connections that no rule with a row of its own decided.
-fn allowed(view: &View<'_>) -> Result<BTreeMap<(Direction, Reason), u64>, DataplaneError> {
+fn allowed(counted: &Counted) -> Result<BTreeMap<(Direction, Reason), u64>, DataplaneError> {
     let reasons = Reason::ALL
         .iter()
         .filter(|reason| reason.verdict() == Verdict::Allow);
@@ -182,13 +250,43 @@ fn allowed(view: &View<'_>) -> Result<BTreeMap<(Direction, Reason), u64>, Datapl
         .flat_map(|reason| Direction::ALL.map(|direction| (direction, *reason)))
         .map(|key| (hit_row(RuleId::NONE, key.1, key.0), key))
         .collect();
-    let hits = view.dataplane.rule_hits(rows.keys().copied())?;
+    let hits = counted.rule_hits(rows.keys().copied())?;
     let found = hits
         .into_iter()
         .filter_map(|(row, hit)| Some((*rows.get(&row)?, hit.connections)));
     Ok(found.collect())
 }
 
+/// A row of DENIED as it is in the map.
+pub type Denial = (DeniedKey, Denied);
+
+/// Every refusal that is remembered. Names are put to them by [`denied`].
+///
+/// # Errors
+/// The map cannot be read, or the agent stops.
+pub async fn denials(handle: &Handle) -> Result<Vec<Denial>, TakeError> {
+    read(handle, Counted::denied).await
+}
+
+/// How full the maps are.
+///
+/// # Errors
+/// A map cannot be read, or the agent stops.
+pub async fn maps(handle: &Handle) -> Result<Vec<dto::MapFill>, TakeError> {
+    read(handle, fills).await
+}
+
+fn fills(counted: &Counted) -> Result<Vec<dto::MapFill>, DataplaneError> {
+    let uses = counted.map_uses()?;
+    Ok(uses
+        .into_iter()
+        .map(|each| dto::MapFill {
+            name: each.map.to_ascii_lowercase(),
+            entries: each.entries,
+            capacity: each.capacity,
+        })
+        .collect())
+}
 const fn traffic(traffic: agent_common::maps::Traffic) -> dto::Traffic {
     dto::Traffic {
         packets: traffic.packets,
@@ -227,7 +325,6 @@ fn endpoint(
     cluster: &Cluster,
     endpoint: &Endpoint,
     status: Option<&EndpointStatus>,
-    slots: &BTreeMap<u32, SlotReading>,
 ) -> dto::Endpoint {
     let (state, note) = match &endpoint.state {
         EndpointState::Pending => (dto::EndpointState::Pending, None),
@@ -244,7 +341,6 @@ fn endpoint(
     };
     let pod = cluster.pod(&endpoint.uid);
     let slot = status.map(|status| status.slot).filter(|slot| *slot != 0);
-    let counts = slot.and_then(|slot| slots.get(&slot));
     let directions = Direction::ALL.map(|direction| {
         let place = usize::from(direction.index());
         let set = status
@@ -261,15 +357,8 @@ fn endpoint(
             isolated: set.is_some(),
             set,
             isolated_by,
-            passed: counts
-                .and_then(|counts| counts.passed.get(place).copied())
-                .unwrap_or_default(),
-            dropped: counts
-                .into_iter()
-                .flat_map(|counts| &counts.dropped)
-                .filter(|((its, _), traffic)| *its == direction && traffic.packets > 0)
-                .map(|((_, reason), traffic)| (reason.as_label().to_owned(), *traffic))
-                .collect(),
+            passed: dto::Traffic::default(),
+            dropped: BTreeMap::new(),
         }
     });
     dto::Endpoint {
@@ -296,14 +385,13 @@ fn endpoint(
     }
 }
 
-/// Every row of DENIED with names.
-///
-/// # Errors
-/// The map cannot be read.
-pub fn denied(view: &View<'_>) -> Result<Vec<DeniedReading>, DataplaneError> {
-    let rows = view.dataplane.denied()?;
-    Ok(rows
-        .into_iter()
+/// Refusals with names, in the order given.
+#[expect(single_use_lifetimes, reason = "anonymous ones are not stable here")]
+pub fn denied<'a>(
+    view: &View<'_>,
+    rows: impl IntoIterator<Item = &'a Denial>,
+) -> Vec<DeniedReading> {
+    rows.into_iter()
         .map(|(key, row)| {
             let peer = std::net::IpAddr::from(key.peer);
             let owner = view.engine.slot_owner(key.slot);
@@ -339,25 +427,9 @@ pub fn denied(view: &View<'_>) -> Result<Vec<DeniedReading>, DataplaneError> {
                 revision: row.revision,
             }
         })
-        .collect())
+        .collect()
 }
 
 fn at(tick: &Tick, jiffies: u64) -> Option<jiff::Timestamp> {
     jiff::Timestamp::try_from(tick.wall(jiffies)?).ok()
-}
-
-/// How full the maps are.
-///
-/// # Errors
-/// A map cannot be read.
-pub fn maps(view: &View<'_>) -> Result<Vec<dto::MapFill>, DataplaneError> {
-    let uses = view.dataplane.map_uses()?;
-    Ok(uses
-        .into_iter()
-        .map(|each| dto::MapFill {
-            name: each.map.to_ascii_lowercase(),
-            entries: each.entries,
-            capacity: each.capacity,
-        })
-        .collect())
 }

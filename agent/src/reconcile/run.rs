@@ -14,7 +14,7 @@ use super::locals::{Decision, Locals};
 use super::newcomers::Newcomers;
 use super::plans::{Backoff, Progress};
 use super::{
-    Endpoint, Event, Phase, Plans, Question, Unclaimed, Unenforced, View, earlier, findings,
+    Endpoint, Event, Folds, Phase, Plans, Question, Unclaimed, Unenforced, View, earlier, findings,
     settings,
 };
 use crate::config::Config;
@@ -93,6 +93,7 @@ pub(crate) struct Reconciler {
     pub(super) unclaimed: Vec<Unclaimed>,
     pub(super) findings: Vec<Reported>,
     pub(super) plans: Plans,
+    pub(super) folds: Folds,
     pub(super) started: SystemTime,
     pub(super) clock: Instant,
     pub(super) stage: Stage,
@@ -153,6 +154,7 @@ impl Reconciler {
             unclaimed: Vec::new(),
             findings: Vec::new(),
             plans: Plans::default(),
+            folds: Folds::adopt(&present),
             started: SystemTime::now(),
             clock: Instant::now(),
             stage: Stage::Loading {
@@ -300,6 +302,7 @@ impl Reconciler {
             unclaimed: &self.unclaimed,
             findings: &self.findings,
             plans: &self.plans,
+            folds: &self.folds,
         }
     }
 }

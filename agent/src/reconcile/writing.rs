@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use agent_policy::plan::{Plan, Summary};
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use super::Timing;
 use super::run::{Reconciler, Stage, chain};
@@ -68,10 +68,20 @@ impl Reconciler {
     fn carry_out(&mut self, plan: &Arc<Plan>, compile: Duration) -> bool {
         let from = self.progress.begin(plan);
         let began = Instant::now();
-        match self
-            .dataplane
-            .apply(plan.writes.get(from..).unwrap_or_default())
-        {
+        let writes = plan.writes.get(from..).unwrap_or_default();
+        // What cannot be read is not waited for: policy goes before statistics.
+        let candidates = self.folds.before(&self.dataplane, writes);
+        let candidates = candidates.unwrap_or_else(|error| {
+            warn!(
+                error = chain(&error),
+                "counts that are cleared now are lost"
+            );
+            Vec::new()
+        });
+        let result = self.dataplane.apply(writes);
+        let done = result.as_ref().map_or_else(|error| error.at, |done| *done);
+        self.folds.after(&self.dataplane, candidates, writes, done);
+        match result {
             Ok(writes) => {
                 self.plans.writes += writes as u64;
                 self.progress.finish();
