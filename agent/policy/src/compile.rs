@@ -201,7 +201,12 @@ impl Compiler {
             {
                 self.prefixes.remove(atom, &content);
             }
-            self.retired.rules.push(rule.rule);
+            if self.rules.is_named(rule.rule) {
+                self.retired.rules.push(rule.rule);
+            } else {
+                // No plan with it was ever given out.
+                self.rules.release(rule.rule);
+            }
         }
     }
 

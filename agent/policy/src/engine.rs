@@ -257,8 +257,12 @@ impl Engine {
         }
         let draft = match self.draft() {
             Ok(draft) => draft,
-            // What has rested goes all the same: it may be its room that is missing.
-            Err(refused) => return self.clear_away(now).map(Some).ok_or(refused),
+            // It may be the room of what is not needed any more that is missing; and what has
+            // rested goes all the same.
+            Err(_) => match self.draft_compacted() {
+                Ok(draft) => draft,
+                Err(refused) => return self.clear_away(now).map(Some).ok_or(refused),
+            },
         };
         let (plan, rest) = self.commit(draft, now);
         if plan.writes.is_empty() {
@@ -268,6 +272,15 @@ impl Engine {
         let plan = Arc::new(plan);
         self.outstanding = Some((Arc::clone(&plan), rest));
         Ok(Some(plan))
+    }
+
+    /// A draft without what no policy mentions any more, be it in the maps or of a plan that was
+    /// refused before.
+    fn draft_compacted(&mut self) -> Result<draft::Draft, Refused> {
+        self.compact();
+        self.choose_sets();
+        self.compiler.refresh(&self.cluster);
+        self.draft()
     }
 
     /// A plan of nothing but the deletions that are due; `None` when none is.

@@ -148,7 +148,10 @@ pub struct ApplyError {
 pub enum ApplyCause {
     /// The map holds as many entries as it can. Deleting or a greater capacity helps; waiting does
     /// not.
-    #[error("full: it holds {capacity} entries; raise its capacity")]
+    #[error(
+        "full: it holds {capacity} entries; start the agent with more in --map-capacity \
+         (`picket uninstall` first: a pinned map keeps its size)"
+    )]
     Full {
         /// Its capacity.
         capacity: u32,

@@ -1,6 +1,7 @@
 //! The books on a real node: nothing that was counted is lost, nothing that is refused stays
 //! unnamed, and what does not fit is refused whole and said.
 
+mod limits;
 mod shop;
 
 use std::time::Duration;

@@ -316,6 +316,17 @@ impl Prefixes {
         })
     }
 
+    /// Rows there are while a plan is carried out; exact where they might exceed `limit`.
+    pub(crate) fn needed(&self, limit: usize) -> usize {
+        if self.entries.len() <= limit {
+            return self.entries.len();
+        }
+        let needed = self.entries.values();
+        needed
+            .filter(|entry| entry.present.is_some() || !entry.is_leaving)
+            .count()
+    }
+
     /// Rows, those to be deleted included.
     pub(crate) fn len(&self) -> usize {
         self.entries.len()

@@ -180,6 +180,11 @@ impl Rules {
         writes
     }
 
+    /// True once a plan names it.
+    pub(crate) fn is_named(&self, id: RuleId) -> bool {
+        self.by_id.get(&id).is_some_and(|known| known.is_named)
+    }
+
     fn is_to_be_named(&self, id: RuleId) -> bool {
         let known = self.by_id.get(&id);
         known.is_some_and(|known| !known.is_named && known.sets > 0)

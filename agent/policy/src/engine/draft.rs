@@ -159,7 +159,7 @@ impl Engine {
             (
                 "prefix rows",
                 "PEERS_CIDR",
-                compiler.prefixes.len(),
+                compiler.prefixes.needed(options.prefixes),
                 options.prefixes,
             ),
             (
