@@ -19,7 +19,7 @@ pub const DEFAULT_METRICS_PORT: u16 = 9911;
 /// How long a refusal is remembered when nothing else is said.
 pub const DEFAULT_DENIED_RETENTION: &str = "24h";
 /// Longer than the time after which a refusal that goes on is reported again.
-const SHORTEST_RETENTION: Duration = Duration::from_secs(60);
+const SHORTEST_RETENTION: Duration = Duration::from_mins(1);
 
 /// What happens to what Picket does not know: a pod whose policy is not in place, a full map.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -403,7 +403,7 @@ mod tests {
         let of = |word: &str| word.parse::<MidStreamGrace>();
         assert_eq!(MidStreamGrace::default(), MidStreamGrace::Forever);
         assert_eq!(of("forever"), Ok(MidStreamGrace::Forever));
-        assert_eq!(of("60s"), Ok(MidStreamGrace::For(Duration::from_secs(60))));
+        assert_eq!(of("60s"), Ok(MidStreamGrace::For(Duration::from_mins(1))));
         for wrong in ["60", "-1s", "never", ""] {
             assert_eq!(
                 of(wrong),
@@ -421,7 +421,7 @@ mod tests {
         assert_eq!(of("90s"), Ok(Duration::from_secs(90)));
         assert_eq!(
             config(|_| {}).map(|config| config.denied_retention),
-            Ok(Duration::from_secs(86_400))
+            Ok(Duration::from_hours(24))
         );
         for wrong in ["59s", "soon"] {
             assert_eq!(

@@ -99,6 +99,6 @@ mod tests {
             at: std::time::SystemTime::UNIX_EPOCH,
         };
         assert_eq!(before(&tick, Duration::from_secs(2)), 500);
-        assert_eq!(before(&tick, Duration::from_secs(86_400)), 0);
+        assert_eq!(before(&tick, Duration::from_hours(24)), 0);
     }
 }

@@ -142,7 +142,7 @@ fn the_counts_of_the_maps_are_what_is_said() {
         r#"picket_events_lost_total{stage="ringbuf"} 3"#,
         r#"picket_bpf_map_entries{map="verdicts"} 9.0"#,
         r#"picket_bpf_map_capacity{map="verdicts"} 100.0"#,
-        r#"picket_pod_first_enforced_seconds_count 0"#,
+        r"picket_pod_first_enforced_seconds_count 0",
         r#"picket_policy_apply_duration_seconds_bucket{le="+Inf",stage="swap"} 0"#,
     ] {
         assert!(
