@@ -9,6 +9,7 @@ pub mod flow;
 mod glance;
 mod link;
 mod ownership;
+mod refusals;
 mod report;
 mod steps;
 pub mod tables;
@@ -72,9 +73,20 @@ pub fn classify<T: FlowTables, P: Packet + ?Sized>(
     packet: &P,
     at: &Arrival,
 ) -> Outcome {
-    let room = &mut Room::default();
+    classify_in(&mut Room::default(), tables, packet, at)
+}
+
+/// The same in a place of the caller's, which remembers some refusals from packet to packet.
+#[inline(always)]
+pub fn classify_in<T: FlowTables, P: Packet + ?Sized>(
+    room: &mut Room,
+    tables: &T,
+    packet: &P,
+    at: &Arrival,
+) -> Outcome {
     match glance(room, tables, packet, at) {
         Glance::Established => Outcome::Pass(Reason::Reply),
+        Glance::Refused(reason) => Outcome::Drop(reason),
         Glance::Unsure { is_untracked } => look_closely(room, tables, packet, at, is_untracked),
     }
 }
@@ -94,6 +106,7 @@ pub fn look_closely<T: FlowTables, P: Packet + ?Sized>(
         headers,
         seen,
         decision,
+        refusals,
         key: _,
     } = room;
     let kind = Read::of(packet, headers);
@@ -117,6 +130,7 @@ pub fn look_closely<T: FlowTables, P: Packet + ?Sized>(
         }
         // No judgement in force has a reason of audit; if it had, it would not open anything.
         Verdict::Deny | Verdict::Audit => {
+            refusals.remember(seen, decision);
             report::refused(tables, seen, decision);
             Outcome::Drop(decision.reason)
         }
@@ -310,6 +324,8 @@ struct Decision {
     via: u32,
     /// A flow began with this packet.
     is_new: bool,
+    /// Audited policies were asked too.
+    is_audited: bool,
     difference: Option<audit::Difference>,
 }
 
@@ -323,6 +339,7 @@ impl Decision {
         class: 0,
         via: 0,
         is_new: false,
+        is_audited: false,
         difference: None,
     };
 
@@ -338,6 +355,7 @@ impl Decision {
         self.class = zero;
         self.via = zero;
         self.is_new = zero != 0;
+        self.is_audited = zero != 0;
         self.difference = None;
     }
 }
@@ -350,6 +368,7 @@ pub struct Room {
     headers: Headers,
     seen: Seen,
     decision: Decision,
+    refusals: refusals::Refusals,
 }
 
 impl Default for Room {
@@ -376,6 +395,7 @@ impl Default for Room {
                 question: steps::Question::NONE,
             },
             decision: Decision::NONE,
+            refusals: refusals::Refusals::NONE,
         }
     }
 }

@@ -27,6 +27,7 @@ use aya_ebpf::bindings::{
     __sk_buff, BPF_ANY, BPF_F_MMAPABLE, BPF_RB_NO_WAKEUP, TC_ACT_SHOT, TC_ACT_UNSPEC,
 };
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
+use aya_ebpf::helpers::bpf_jiffies64;
 use aya_ebpf::macros::{btf_map, classifier};
 use aya_ebpf::programs::TcContext;
 
@@ -151,19 +152,24 @@ macro_rules! floors {
             }
         }
 
-        /// The least an established packet can cost: parse, one array, one LRU, one per-CPU
-        /// counter.
+        /// The least an established packet can cost: parse, one array, one LRU whose
+        /// entries say when they were last seen, one per-CPU counter.
         #[classifier]
         pub fn $known(context: TcContext) -> i32 {
             let Some(flow) = $flow(&context).filter(|_| count(&context)) else {
                 return TC_ACT_SHOT;
             };
-            // SAFETY: only whether it is there is asked.
-            if unsafe { $flows.get(flow) }.is_some() {
-                TC_ACT_UNSPEC
-            } else {
-                TC_ACT_SHOT
+            let Some(last_seen) = $flows.get_ptr_mut(flow) else {
+                return TC_ACT_SHOT;
+            };
+            // SAFETY: a helper without arguments.
+            let now = unsafe { bpf_jiffies64() };
+            // SAFETY: a pointer that a look-up of this very run returned.
+            if unsafe { last_seen.read() } != now {
+                // SAFETY: as above.
+                unsafe { last_seen.write(now) };
             }
+            TC_ACT_UNSPEC
         }
 
         /// The least a new flow can cost, whatever is asked of policy: the above, but a miss; a

@@ -77,6 +77,7 @@ fn run(context: &TcContext, hook: Hook) -> i32 {
     };
     match glance(room, &tables, &Skb::new(context), &arrival(context, hook)) {
         Glance::Established => action::of(Outcome::Pass(Reason::Reply)),
+        Glance::Refused(reason) => action::of(Outcome::Drop(reason)),
         Glance::Unsure { is_untracked } => match hook {
             Hook::FromPod => look_from_pod(context, is_untracked),
             Hook::ToPod => look_to_pod(context, is_untracked),

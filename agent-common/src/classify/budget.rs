@@ -7,7 +7,12 @@ use crate::maps::{Budget, Settings};
 pub(super) fn spend(budget: Budget, settings: &Settings, now: u32) -> Option<Budget> {
     let elapsed = now.wrapping_sub(budget.stamp);
     let hz = u64::from(settings.hz.max(1));
-    let earned = u64::from(elapsed) * u64::from(settings.budget_rate) / hz;
+    // In a flood nearly all flows come within the same tick, and a division is dear.
+    let earned = if elapsed == 0 {
+        0
+    } else {
+        u64::from(elapsed) * u64::from(settings.budget_rate) / hz
+    };
     let burst = u64::from(settings.budget_burst);
     // A row of zeros was never used; without this, whoever starts as the clock goes round waits.
     let full = if budget.stamp == 0 && budget.tokens == 0 {

@@ -4,11 +4,14 @@
 //! It knows nothing that the long way does not: where both could answer, both give the same
 //! answer, and whatever is not plain at a glance is left to the long way.
 
-use super::{Arrival, Hook, Room, flow, ownership, tables::FlowEntry as _, tables::FlowTables};
+use super::{
+    Arrival, Hook, Room, flow, ownership, refusals, tables::FlowEntry as _, tables::FlowTables,
+};
 use crate::address::Address;
 use crate::conntrack::{self, State, Timeout};
 use crate::maps::{FlowKey, PendingKey, config_flags};
 use crate::packet::{Head as _, Packet, ethernet, transport::protocol, transport::tcp_flags};
+use crate::verdict::Reason;
 
 /// What a glance at a packet says.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -16,6 +19,8 @@ use crate::packet::{Head as _, Packet, ethernet, transport::protocol, transport:
 pub enum Glance {
     /// It belongs to an established flow that is allowed; the books are kept.
     Established,
+    /// It opens a connection that was refused a moment ago; the books are kept.
+    Refused(Reason),
     /// It takes the long way.
     Unsure {
         /// CONNTRACK was asked for its flow and has none.
@@ -39,9 +44,9 @@ pub fn glance<T: FlowTables, P: Packet + ?Sized>(
     at: &Arrival,
 ) -> Glance {
     let key = &mut room.key.0;
-    if !read(packet, at.hook, &mut key.flow) {
+    let Some(flags) = read(packet, at.hook, &mut key.flow) else {
         return Glance::NOTHING;
-    }
+    };
     let Some((config, revision)) = tables.endpoint(at.ifindex) else {
         return Glance::NOTHING;
     };
@@ -50,6 +55,17 @@ pub fn glance<T: FlowTables, P: Packet + ?Sized>(
         return Glance::NOTHING;
     }
     key.slot = config.slot;
+    if flags & tcp_flags::SYN != 0 {
+        if !room.refusals.may_have(key) {
+            return Glance::NOTHING;
+        }
+        let length = packet.length();
+        let segment = refusals::Segment { flags, length };
+        return match refusals::refuse_again(room, tables, at, revision, segment) {
+            Some(reason) => Glance::Refused(reason),
+            None => Glance::NOTHING,
+        };
+    }
     let Some(entry) = tables.connection(key) else {
         return Glance::Unsure { is_untracked: true };
     };
@@ -86,7 +102,7 @@ pub fn glance<T: FlowTables, P: Packet + ?Sized>(
 /// A key whose words are stored and hashed as such.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(align(8))]
-pub(super) struct Place(PendingKey);
+pub(super) struct Place(pub(super) PendingKey);
 
 const UDP_BYTES: usize = 8;
 const TCP_BYTES: usize = 20;
@@ -95,32 +111,28 @@ const V4_TRANSPORT: usize = ethernet::HEADER_BYTES + 20;
 /// Where it is behind an IPv6 header without extensions.
 const V6_TRANSPORT: usize = ethernet::HEADER_BYTES + 40;
 
-/// Reads the flow of a TCP segment in mid-stream or a UDP datagram, whole and well-formed. Each
-/// part goes where it stays as soon as it is known: the kernel's stack is small.
+/// Reads the flow of a TCP segment or a UDP datagram, whole and well-formed. Each part goes where it
+/// stays as soon as it is known: the kernel's stack is small. Returns what [`flags`] does.
 #[inline(always)]
-fn read<P: Packet + ?Sized>(packet: &P, hook: Hook, key: &mut FlowKey) -> bool {
-    let Some(head) = packet.head::<{ V4_TRANSPORT + UDP_BYTES }>() else {
-        return false;
-    };
+fn read<P: Packet + ?Sized>(packet: &P, hook: Hook, key: &mut FlowKey) -> Option<u8> {
+    let head = packet.head::<{ V4_TRANSPORT + UDP_BYTES }>()?;
     match u16::from_be(head.short::<12>()) {
         ethernet::IPV4 => {
             // Version 4, a header of five words; no fragment, neither first nor later.
             if head.byte::<14>() != 0x45 || u16::from_be(head.short::<20>()) & 0x3fff != 0 {
-                return false;
+                return None;
             }
             *source_of(key, hook) = Address::from_v4_word(head.word::<26>());
             *destination_of(key, hook) = Address::from_v4_word(head.word::<30>());
             let protocol = head.byte::<23>();
             write_ports(key, hook, head.word::<V4_TRANSPORT>(), protocol);
             let end = ethernet::HEADER_BYTES + usize::from(u16::from_be(head.short::<16>()));
-            is_usual::<V4_TRANSPORT, { V4_TRANSPORT + TCP_BYTES }, P>(packet, protocol, end)
+            flags::<V4_TRANSPORT, { V4_TRANSPORT + TCP_BYTES }, P>(packet, protocol, end)
         }
         ethernet::IPV6 => {
-            let Some(head) = packet.head::<{ V6_TRANSPORT + UDP_BYTES }>() else {
-                return false;
-            };
+            let head = packet.head::<{ V6_TRANSPORT + UDP_BYTES }>()?;
             if head.byte::<14>() >> 4 != 6 {
-                return false;
+                return None;
             }
             let source = Address::from_halves([head.long::<22>(), head.long::<30>()]);
             *source_of(key, hook) = source;
@@ -130,30 +142,30 @@ fn read<P: Packet + ?Sized>(packet: &P, hook: Hook, key: &mut FlowKey) -> bool {
             write_ports(key, hook, head.word::<V6_TRANSPORT>(), protocol);
             let end = V6_TRANSPORT + usize::from(u16::from_be(head.short::<18>()));
             // An IPv4 address here is malformed.
-            !source.is_v4()
-                && !destination.is_v4()
-                && is_usual::<V6_TRANSPORT, { V6_TRANSPORT + TCP_BYTES }, P>(packet, protocol, end)
+            if source.is_v4() || destination.is_v4() {
+                return None;
+            }
+            flags::<V6_TRANSPORT, { V6_TRANSPORT + TCP_BYTES }, P>(packet, protocol, end)
         }
-        _ => false,
+        _ => None,
     }
 }
 
-/// True for a TCP segment that neither opens nor ends its connection, and for a UDP datagram,
-/// in an IP packet that says it ends at `end`.
+/// TCP's flags, of a segment that is in mid-stream or opens a connection; nothing of a UDP datagram.
+/// Both in an IP packet that says it ends at `end`.
 #[inline(always)]
-fn is_usual<const TRANSPORT: usize, const TCP_END: usize, P: Packet + ?Sized>(
+fn flags<const TRANSPORT: usize, const TCP_END: usize, P: Packet + ?Sized>(
     packet: &P,
     protocol: u8,
     end: usize,
-) -> bool {
+) -> Option<u8> {
+    use tcp_flags::{ACK, FIN, RST, SYN};
     if end > packet.length() as usize {
-        return false;
+        return None;
     }
     match protocol {
         protocol::TCP => {
-            let Some(head) = packet.head::<TCP_END>() else {
-                return false;
-            };
+            let head = packet.head::<TCP_END>()?;
             let (length, flags) = if TRANSPORT == V4_TRANSPORT {
                 (
                     head.byte::<{ V4_TRANSPORT + 12 }>(),
@@ -166,12 +178,14 @@ fn is_usual<const TRANSPORT: usize, const TCP_END: usize, P: Packet + ?Sized>(
                 )
             };
             let header_bytes = usize::from(length >> 4) << 2;
-            header_bytes >= TCP_BYTES
-                && TRANSPORT + header_bytes <= end
-                && flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) == 0
+            if header_bytes < TCP_BYTES || TRANSPORT + header_bytes > end {
+                return None;
+            }
+            let is_plain = flags & (SYN | FIN | RST) == 0;
+            (is_plain || flags & (SYN | FIN | RST | ACK) == SYN).then_some(flags)
         }
-        protocol::UDP => TRANSPORT + UDP_BYTES <= end,
-        _ => false,
+        protocol::UDP => (TRANSPORT + UDP_BYTES <= end).then_some(0),
+        _ => None,
     }
 }
 

@@ -43,7 +43,7 @@ pub(super) fn is_link_source(address: Address) -> bool {
 }
 
 #[inline(always)]
-fn is_same(one: Address, other: Address) -> bool {
+pub(super) fn is_same(one: Address, other: Address) -> bool {
     let ([a, b, c, d], [e, f, g, h]) = (one.words(), other.words());
     (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
 }
@@ -74,14 +74,19 @@ fn contains(prefix: &Prefix, address: Address) -> bool {
 /// not whom the packet shows. A local pod is itself whatever address a masquerade has put on it.
 #[inline(always)]
 pub(super) fn find_sender<T: FlowTables>(tables: &T, seen: &mut Seen) {
-    let ifindex = match seen.at.hook {
+    match seen.at.hook {
         // The pod itself.
-        Hook::FromPod => 0,
-        Hook::ToPod => seen.at.ingress_ifindex,
-    };
-    // Where the packet hides a local pod: the peer is that pod's address, else what it shows.
-    let is_hidden = find_behind(tables, seen, ifindex);
-    seen.question.via = if is_hidden { ifindex } else { 0 };
+        Hook::FromPod => {
+            seen.question.peer = seen.flow.flow.peer;
+            seen.question.via = 0;
+        }
+        // Where the packet hides a local pod: the peer is that pod's address, else what it shows.
+        Hook::ToPod => {
+            let ifindex = seen.at.ingress_ifindex;
+            let is_hidden = find_behind(tables, seen, ifindex);
+            seen.question.via = if is_hidden { ifindex } else { 0 };
+        }
+    }
 }
 
 /// Makes the peer of the question the local pod behind `ifindex`, by its address of the family

@@ -46,6 +46,12 @@ impl Question {
         peer_revision: 0,
     };
 
+    /// Revision of the peer's bucket as it was before anything was asked.
+    #[inline(always)]
+    pub(super) const fn peer_revision(&self) -> u32 {
+        self.peer_revision
+    }
+
     /// Fills in what follows from the flow, its direction and the peer that is there.
     #[inline(always)]
     fn about<T: FlowTables>(&mut self, tables: &T, flow: &FlowKey, direction: Direction) {
@@ -82,6 +88,7 @@ fn ask<T: FlowTables>(tables: &T, seen: &Seen, config: &Config, decision: &mut D
     decision.set = set;
     decision.class = class;
     decision.via = question.via;
+    decision.is_audited = audit_set != set;
     decision.difference =
         audit::difference(tables, in_force, (set, audit_set), class, protocol, port);
     reason
@@ -284,7 +291,7 @@ fn admit<T: FlowTables>(
 }
 
 /// Writes a new flow down where it waits for its answer. False when there is no room.
-#[inline(never)]
+#[inline(always)]
 fn remember<T: FlowTables>(tables: &T, seen: &Seen, flags: u16, decision: &Decision) -> bool {
     let (question, now) = (&seen.question, seen.now32());
     let connection = Connection {

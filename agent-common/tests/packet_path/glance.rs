@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 
-use agent_common::classify::{Arrival, Hook, classify};
-use agent_common::maps::{Connection, PendingKey};
+use agent_common::Reason;
+use agent_common::classify::{Arrival, Hook, Outcome, Room, classify, classify_in};
+use agent_common::maps::{Connection, PeerEntry, PendingKey};
 use agent_common::packet::{Head, Packet};
 use proptest::prelude::*;
 
@@ -157,6 +158,7 @@ proptest! {
     #[test]
     fn a_glance_says_and_leaves_what_the_long_way_does(steps in prop::collection::vec(step(), 1..60)) {
         let (mut short, mut long) = (node(), node());
+        let mut room = Room::default();
         for step in &steps {
             match step {
                 Step::Packet { .. } => {}
@@ -177,7 +179,7 @@ proptest! {
             }
             let Some((at, bytes)) = frame(step) else { continue };
             prop_assert_eq!(
-                classify(&short, bytes.as_slice(), &at),
+                classify_in(&mut room, &short, bytes.as_slice(), &at),
                 classify(&long, &Paged(&bytes), &at),
                 "{:?}", step
             );
@@ -224,6 +226,81 @@ fn an_established_flow_is_passed_at_a_glance() {
         assert_eq!(
             agent_common::classify::glance(room, &node, bytes.as_slice(), &at),
             agent_common::classify::Glance::Established
+        );
+    }
+}
+
+#[test]
+fn a_refusal_is_forgotten_after_a_moment_even_when_nothing_told_of_a_change() {
+    // The peer's class changes without its revision, as no plan would do it.
+    let mut node = node();
+    let family = &families()[0];
+    let room = &mut Room::default();
+    let bytes = Frame::tcp((family.pod, 40_000), (family.stranger, 443), 2).bytes();
+    let at = Arrival {
+        hook: Hook::FromPod,
+        ifindex: POD.0,
+        ingress_ifindex: POD.0,
+    };
+    let refused = Outcome::Drop(Reason::IsolatedNoRule);
+    assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), refused);
+    node.policy.peers.insert(
+        family.stranger.into(),
+        PeerEntry {
+            class: FRIEND,
+            flags: 0,
+        },
+    );
+    assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), refused);
+    node.advance(u64::from(HZ) / 10 + 1);
+    assert_eq!(
+        classify_in(room, &node, bytes.as_slice(), &at),
+        Outcome::Pass(Reason::Rule)
+    );
+}
+
+#[test]
+fn a_refusal_is_forgotten_at_once_when_the_peer_changes() {
+    for family in families() {
+        let mut node = node();
+        let room = &mut Room::default();
+        let bytes = Frame::tcp((family.pod, 40_000), (family.stranger, 443), 2).bytes();
+        let at = Arrival {
+            hook: Hook::FromPod,
+            ifindex: POD.0,
+            ingress_ifindex: POD.0,
+        };
+        let refused = Outcome::Drop(Reason::IsolatedNoRule);
+        for _attempt in 0..2 {
+            assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), refused);
+        }
+        relabel(&mut node, family.stranger, FRIEND);
+        assert_eq!(
+            classify_in(room, &node, bytes.as_slice(), &at),
+            Outcome::Pass(Reason::Rule)
+        );
+    }
+}
+
+#[test]
+fn what_a_hidden_neighbour_was_refused_is_not_held_against_whom_it_shows() {
+    for family in families() {
+        let mut node = node();
+        let room = &mut Room::default();
+        relabel(&mut node, family.neighbour, 0);
+        // A masquerade shows a stranger; the interface tells who it is.
+        let bytes = Frame::tcp((family.stranger, 40_000), (family.pod, 80), 2).bytes();
+        let at = Arrival {
+            hook: Hook::ToPod,
+            ifindex: POD.0,
+            ingress_ifindex: NEIGHBOUR.0,
+        };
+        let refused = Outcome::Drop(Reason::IsolatedNoRule);
+        assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), refused);
+        relabel(&mut node, family.neighbour, FRIEND);
+        assert_eq!(
+            classify_in(room, &node, bytes.as_slice(), &at),
+            Outcome::Pass(Reason::Rule)
         );
     }
 }

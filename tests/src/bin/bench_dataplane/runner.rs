@@ -35,7 +35,14 @@ pub(crate) struct Packets<'a> {
     pub(crate) first: u32,
     /// Flows that take turns: a power of two, or 0 for one of its own for each packet.
     pub(crate) flows: u32,
+    /// What the program is to answer.
+    pub(crate) action: i32,
 }
+
+/// What a program answers that lets a packet pass (`TC_ACT_UNSPEC`), and one that drops it
+/// (`TC_ACT_SHOT`).
+pub(crate) const PASS: i32 = -1;
+pub(crate) const DROP: i32 = 2;
 
 /// The program that varies packets, and the programs it hands them to, by their place.
 pub(crate) struct Runner {
@@ -104,8 +111,15 @@ impl Runner {
         let ingress_ifindex = if packets.is_to_pod { 2 } else { IFINDEX };
         let vary = program(&mut self.floor, "vary")?;
         let before = cpu_time()?;
-        test_run(vary, ingress_ifindex, packets.frame, runs)?;
-        Ok(cpu_time()?.saturating_sub(before).as_secs_f64() * 1e9 / f64::from(runs))
+        let action = test_run(vary, ingress_ifindex, packets.frame, runs)?;
+        let spent = cpu_time()?.saturating_sub(before);
+        ensure!(
+            action.cast_signed() == packets.action,
+            "{name} answers {} to the last packet, not {}",
+            action.cast_signed(),
+            packets.action
+        );
+        Ok(spent.as_secs_f64() * 1e9 / f64::from(runs))
     }
 }
 

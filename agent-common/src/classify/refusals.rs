@@ -1,0 +1,190 @@
+//! What policy refused a moment ago, so that who insists is refused for less than who is new.
+//!
+//! Only TCP's first segments, which no state of an allowed flow can let pass: whatever CONNTRACK
+//! and PENDING hold, they are judged. A row says no for as long as nothing it followed from has
+//! changed, and never for long.
+
+use super::{Arrival, Decision, Room, Seen, ownership, report, tables::FlowTables};
+use crate::conntrack::Signal;
+use crate::maps::{PendingKey, peer_bucket};
+use crate::packet::transport::protocol;
+use crate::verdict::{Direction, Reason, RuleId};
+
+/// Rows, direct-mapped. One CPU's.
+const ROWS: usize = 64;
+/// How long a refusal is remembered, in parts of a second: shorter than anybody's second attempt.
+const PARTS_OF_A_SECOND: u32 = 10;
+
+/// What was refused to whom, and what that followed from.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(8))]
+pub(super) struct Refusal {
+    key: PendingKey,
+    ingress_ifindex: u32,
+    revision: u32,
+    peer_revision: u32,
+    /// When it was judged, in jiffies (low 32 bits).
+    judged: u32,
+    rule: u32,
+    set: u32,
+    class: u32,
+    /// One more than `Direction::index` of the packet; 0 in a row that was never used.
+    direction: u32,
+}
+
+/// The memory of refusals.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refusals([Refusal; ROWS]);
+
+impl Refusals {
+    /// Nothing was refused.
+    pub(super) const NONE: Self = Self(
+        [Refusal {
+            key: PendingKey {
+                flow: crate::maps::FlowKey {
+                    local: crate::address::Address::UNSPECIFIED,
+                    peer: crate::address::Address::UNSPECIFIED,
+                    local_port: 0,
+                    peer_port: 0,
+                    protocol: 0,
+                    reserved: [0; 3],
+                },
+                slot: 0,
+            },
+            ingress_ifindex: 0,
+            revision: 0,
+            peer_revision: 0,
+            judged: 0,
+            rule: 0,
+            set: 0,
+            class: 0,
+            direction: 0,
+        }; ROWS],
+    );
+}
+
+impl Refusals {
+    /// False when a connection is not among what was refused: nearly always, when it is new.
+    #[inline(always)]
+    pub(super) fn may_have(&self, key: &PendingKey) -> bool {
+        let ports = (key.flow.local_port, key.flow.peer_port);
+        self.0.get(place(key)).is_some_and(|row| {
+            row.direction != 0 && (row.key.flow.local_port, row.key.flow.peer_port) == ports
+        })
+    }
+
+    /// Writes down that policy refused a connection, if that is all there is to it.
+    #[inline(always)]
+    pub(super) fn remember(&mut self, seen: &Seen, decision: &Decision) {
+        if is_plain(seen, decision) {
+            self.write(seen, decision);
+        }
+    }
+
+    #[inline(never)]
+    fn write(&mut self, seen: &Seen, decision: &Decision) {
+        let Some(row) = self.0.get_mut(place(&seen.flow)) else {
+            return;
+        };
+        row.key = seen.flow;
+        row.ingress_ifindex = seen.at.ingress_ifindex;
+        row.revision = seen.revision;
+        row.peer_revision = seen.question.peer_revision();
+        row.judged = seen.now32();
+        row.rule = decision.rule.0;
+        row.set = decision.set;
+        row.class = decision.class;
+        row.direction = number_of(seen.direction);
+    }
+}
+
+/// True for the first segment of a TCP connection with whom it shows, refused by policy that
+/// nothing audits.
+#[inline(always)]
+fn is_plain(seen: &Seen, decision: &Decision) -> bool {
+    seen.flow.flow.protocol == protocol::TCP
+        && matches!(seen.signal, Signal::Open)
+        && matches!(decision.reason, Reason::IsolatedNoRule | Reason::DenyRule)
+        && decision.via == 0
+        && !decision.is_audited
+        && !seen.has_fragment_header
+}
+
+/// Refuses the connection whose key is in the room once more, if it was refused a moment ago and
+/// still would be. The books are kept.
+#[inline(never)]
+pub(super) fn refuse_again<T: FlowTables>(
+    room: &mut Room,
+    tables: &T,
+    at: &Arrival,
+    revision: u32,
+    Segment { flags, length }: Segment,
+) -> Option<Reason> {
+    let Room {
+        key,
+        refusals,
+        seen,
+        decision,
+        headers: _,
+    } = room;
+    let key = &key.0;
+    let row = refusals.0.get(place(key))?;
+    let now = tables.now();
+    seen.now = now;
+    let age = u64::from(seen.now32().wrapping_sub(row.judged));
+    if row.direction != number_of(at.hook.direction())
+        || row.revision != revision
+        || row.ingress_ifindex != at.ingress_ifindex
+        || !is_same(&row.key, key)
+        || row.peer_revision != tables.peer_revision(peer_bucket(key.flow.peer))
+        || age * u64::from(PARTS_OF_A_SECOND) > u64::from(tables.settings().hz)
+    {
+        return None;
+    }
+    seen.at = *at;
+    seen.direction = at.hook.direction();
+    seen.flow = *key;
+    seen.ports = (key.flow.local_port, key.flow.peer_port);
+    seen.detail = (flags, 0);
+    seen.length = length;
+    seen.revision = revision;
+    decision.begin(at.hook.direction());
+    decision.rule = RuleId(row.rule);
+    decision.set = row.set;
+    decision.class = row.class;
+    // As `judge` says it.
+    decision.reason = if row.rule == 0 {
+        Reason::IsolatedNoRule
+    } else {
+        Reason::DenyRule
+    };
+    report::refused(tables, seen, decision);
+    Some(decision.reason)
+}
+
+/// What is reported of a segment beside its flow.
+#[derive(Clone, Copy)]
+pub(super) struct Segment {
+    pub(super) flags: u8,
+    pub(super) length: u32,
+}
+
+#[inline(always)]
+fn number_of(direction: Direction) -> u32 {
+    u32::from(direction.index()) + 1
+}
+
+#[inline(always)]
+fn place(key: &PendingKey) -> usize {
+    let ports = key.flow.local_port ^ key.flow.peer_port;
+    usize::from(peer_bucket(key.flow.peer) ^ ports) % ROWS
+}
+
+#[inline(always)]
+fn is_same(one: &PendingKey, other: &PendingKey) -> bool {
+    let (a, b) = (&one.flow, &other.flow);
+    ownership::is_same(a.local, b.local)
+        && ownership::is_same(a.peer, b.peer)
+        && (a.local_port, a.peer_port) == (b.local_port, b.peer_port)
+        && (a.protocol, one.slot) == (b.protocol, other.slot)
+}
