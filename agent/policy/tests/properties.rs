@@ -417,7 +417,7 @@ fn a_row_of_configs_rests_before_it_is_used_again() {
     let refused = loop {
         node.happen(std::slice::from_ref(changes.next().unwrap()));
         match node.engine.plan(node.now) {
-            Ok(None) => continue,
+            Ok(None) => {}
             Ok(Some(plan)) => {
                 for write in &plan.writes {
                     if let Write::PutConfig(row, _) = write {

@@ -21,11 +21,11 @@ const SOCKET: &str = "/run/picket/agent.sock";
 /// Where the agent's log lines go; shown when something fails.
 const LOG: &str = "/run/lab/agent.log";
 /// How long an agent may take to enforce everything it finds at its start.
-const READY_WITHIN: Duration = Duration::from_secs(20);
+const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long an agent may take to stop.
-const STOPPED_WITHIN: Duration = Duration::from_secs(10);
+const STOPPED_WITHIN: Duration = Duration::from_secs(30);
 /// How long one answer of the API may take.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// The `picket` binary: `PICKET_BIN`, or the one built beside this program.
 pub fn picket() -> Result<PathBuf> {
