@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::process::Command;
 use std::time::Duration;
 
-use agent::dto::Status;
+use agent::dto::{Endpoint, EndpointState, Status};
 use agent_policy::model::Protocol;
 use anyhow::bail;
 use tests::lab::agent::{Agent, ask, log, picket};
@@ -126,6 +126,19 @@ impl Pair {
     }
 }
 
+/// Waits until a pod's policy is in force, under its own name.
+fn wait_for_endpoint(pod: &str) {
+    wait_until(pod, APPLIED_WITHIN, || {
+        let status: Status = ask("/v1/status")?;
+        let is_there = |each: &Endpoint| each.pod == pod && each.state == EndpointState::Programmed;
+        if status.endpoints.iter().any(is_there) {
+            return Ok(());
+        }
+        bail!("{:?}, the agent said:\n{}", status.endpoints, log())
+    })
+    .unwrap();
+}
+
 /// Waits until the status says so of a pod's endpoint.
 fn wait_for_note(pod: &str, note: &str) {
     wait_until(note, APPLIED_WITHIN, || {
@@ -237,7 +250,8 @@ fn an_address_that_is_used_again_does_not_bring_the_old_pods_rights() {
     pair.lab
         .write_manifest("rogue.yaml", &pod("rogue", "app: rogue", &WEB))
         .unwrap();
-    // No longer closed for being new: from here on it is judged as who it is.
+    wait_for_endpoint("rogue");
+    // No longer closed for being new, nor taken for the one whose address it has.
     pair.wait("shop/rogue", "shop/other", true);
     assert_eq!(pair.reaches("shop/rogue", "shop/api"), [false, false]);
     drop(open);

@@ -17,6 +17,7 @@ mod world;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use agent::dataplane::{Action, Dataplane, Options};
 use agent_common::Address;
@@ -46,6 +47,8 @@ const LASTING: u16 = 40_000;
 /// Where rules draw their edges, and beside them; the engine's own properties ask for every port.
 const PROBED: [(u8, u16); 4] = [(6, 80), (6, 443), (17, 53), (1, 0)];
 const SYN: u8 = 2;
+/// Longer than anything rests.
+const RESTED: Duration = Duration::from_secs(3);
 
 /// One packet at one hook.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -257,7 +260,35 @@ impl Crashing {
         let mut repaired = old.clone();
         repaired.apply_all(&writes);
         self.watch(&writes, &old, &repaired)?;
-        self.be_settled(&old)
+        self.be_settled(&old)?;
+        self.keep_nothing()?;
+        self.be_settled(&repaired)
+    }
+
+    /// What nobody wants any more is gone once it has rested, the dead agent's leavings too.
+    fn keep_nothing(&mut self) -> Result<(), TestCaseError> {
+        self.node.engine.compact();
+        for _ in 0..4 {
+            let plan = self.node.engine.plan(self.node.now).unwrap();
+            let writes = plan.map(|plan| plan.writes.clone()).unwrap_or_default();
+            for write in &writes {
+                self.write(write);
+            }
+            self.node.engine.written(self.node.now);
+            self.node.now += RESTED;
+        }
+        let left = self.dataplane().present().unwrap();
+        prop_assert_eq!(&left, &self.node.tables, "what was cleared away is gone");
+        // A node that comes later does not know pods that are gone already.
+        if self.node.knows_every_pod() {
+            let fresh = self.node.fresh()?;
+            prop_assert_eq!(
+                node::sizes(&left),
+                node::sizes(&fresh.tables),
+                "something is left"
+            );
+        }
+        Ok(())
     }
 
     /// The plan is carried out: what was opened before it and is forbidden now is cut.

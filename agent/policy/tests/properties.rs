@@ -39,7 +39,7 @@ use agent_policy::tables::Tables;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use node::{Node, Packet, Verdicts, verdicts};
+use node::{Node, Packet, Verdicts, sizes, verdicts};
 use world::{Event, history, namespace, pod_of, policy};
 
 fn config(cases: u32) -> ProptestConfig {
@@ -367,17 +367,6 @@ fn allowed(tables: &Tables) -> BTreeMap<Packet, bool> {
         (Packet { slot: 0, ..packet }, verdict.is_allowed)
     };
     verdicts.into_iter().map(packet).collect()
-}
-
-fn sizes(tables: &Tables) -> [usize; 6] {
-    [
-        tables.verdicts.len(),
-        tables.ports.len(),
-        tables.peers.len(),
-        tables.prefix_rows().count(),
-        tables.endpoints.len(),
-        tables.slots.len(),
-    ]
 }
 
 #[test]

@@ -3,8 +3,12 @@
 //! The order (after every prefix each packet is judged by the old or the new state):
 //! rows of new rules, names → what is withdrawn → functions → rows of new sets and classes, those for class 0 first →
 //! moving peers to a class that old sets judge as before and new sets as afterwards → endpoints
-//! flip → peers to their final class, narrower keys before wider ones → keys that go, wider ones
-//! first → buckets of peers are stamped → new endpoints → what has rested is deleted.
+//! flip → peers to their final class → keys that go → buckets of peers are stamped → new endpoints
+//! → what has rested is deleted.
+//!
+//! Narrower prefixes come before wider ones, and go after them, but no verdict hangs on that: the
+//! class of a prefix changes only with the ranges that rules draw, these come with a set of their
+//! own, and old and new sets tell nothing apart that is in between.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;

@@ -93,6 +93,18 @@ pub(crate) fn stamps(tables: &Tables) -> BTreeMap<(u32, IpAddr), (u32, u32)> {
     stamps
 }
 
+/// How much each map holds.
+pub(crate) fn sizes(tables: &Tables) -> [usize; 6] {
+    [
+        tables.verdicts.len(),
+        tables.ports.len(),
+        tables.peers.len(),
+        tables.prefix_rows().count(),
+        tables.endpoints.len(),
+        tables.slots.len(),
+    ]
+}
+
 const FIRST_IFINDEX: u32 = 10;
 
 pub(crate) fn ifindex(pod: usize) -> u32 {
