@@ -173,8 +173,8 @@ impl Task {
             })
             .await?;
         for flow in flows {
-            self.edges.add(&flow, now);
             let flow = Arc::new(flow);
+            self.edges.add(&flow, now);
             if self.recent.len() == RECENT {
                 self.recent.pop_front();
             }

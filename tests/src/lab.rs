@@ -183,10 +183,21 @@ impl Lab {
         self.insert(name, place)
     }
 
+    /// Adds a pod whose host-side interface has the index that another one had.
+    pub fn add_pod_at(&mut self, name: &str, addresses: &[IpAddr], veth: u32) -> Result<()> {
+        let context = || format!("laying out pod {name} at interface {veth}");
+        let place = self.wire_at(name, addresses, veth).with_context(context)?;
+        self.insert(name, place)
+    }
+
     fn wire(&mut self, name: &str, addresses: &[IpAddr]) -> Result<Place> {
-        let namespace = Namespace::create()?;
         let veth = self.next_index;
         self.next_index += 1;
+        self.wire_at(name, addresses, veth)
+    }
+
+    fn wire_at(&mut self, name: &str, addresses: &[IpAddr], veth: u32) -> Result<Place> {
+        let namespace = Namespace::create()?;
         let link = format!("pod{veth}");
         let mut inside = self.connect(&namespace, &link, veth)?;
         for address in addresses {

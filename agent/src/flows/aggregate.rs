@@ -1,13 +1,14 @@
 //! Flows folded into edges, bounded: who talks to whom on which port, decided how, how often.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::dto::{Edge, EdgeList, Flow, Party, VerdictWord, Window};
 
 /// Edges kept; beyond it the ones that were quiet longest are forgotten.
-const MOST_EDGES: usize = 10_000;
+const MOST_EDGES: usize = 4_096;
 /// Refused (endpoint, peer, port) rows whose count so far is remembered.
-const MOST_ROWS: usize = 32_768;
+const MOST_ROWS: usize = 16_384;
 
 /// What makes two flows the same edge.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -76,7 +77,7 @@ fn group(party: &Party) -> Party {
 
 #[derive(Clone, Debug)]
 struct Entry {
-    latest: Flow,
+    latest: Arc<Flow>,
     connections: u64,
     first_seen: String,
     last_seen: jiff::Timestamp,
@@ -104,7 +105,7 @@ impl Edges {
     }
 
     /// Adds a flow that was judged at `now`.
-    pub(super) fn add(&mut self, flow: &Flow, now: jiff::Timestamp) {
+    pub(super) fn add(&mut self, flow: &Arc<Flow>, now: jiff::Timestamp) {
         let connections = self.growth(flow);
         let key = EdgeKey::of(flow);
         if self.by_key.len() >= MOST_EDGES && !self.by_key.contains_key(&key) {
@@ -113,11 +114,11 @@ impl Edges {
         if let Some(entry) = self.by_key.get_mut(&key) {
             entry.connections += connections;
             entry.last_seen = now;
-            entry.latest = flow.clone();
+            entry.latest = Arc::clone(flow);
             return;
         }
         let entry = Entry {
-            latest: flow.clone(),
+            latest: Arc::clone(flow),
             connections,
             first_seen: flow.time.clone(),
             last_seen: now,
@@ -223,8 +224,8 @@ mod tests {
         }
     }
 
-    fn flow(from: Party, verdict: VerdictWord, packets: u32) -> Flow {
-        Flow {
+    fn flow(from: Party, verdict: VerdictWord, packets: u32) -> Arc<Flow> {
+        Arc::new(Flow {
             time: "2026-11-21T14:00:00Z".to_owned(),
             from,
             from_port: Some(40_000),
@@ -243,7 +244,7 @@ mod tests {
                 nearest: Vec::new(),
             },
             packets,
-        }
+        })
     }
 
     fn at(second: i64) -> jiff::Timestamp {
