@@ -1,0 +1,185 @@
+//! Pods that come and go leave nothing behind: no map entry, pin, link or descriptor; and what
+//! others put on a pod's interface stays and still runs.
+#![expect(clippy::print_stdout, reason = "the run prints what it saw")]
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, UdpSocket};
+use std::path::Path;
+use std::time::Duration;
+
+use agent::dto::Status;
+use anyhow::{Context as _, Result, ensure};
+use tests::lab::agent::ask;
+use tests::lab::stage::{Stage, policy};
+use tests::lab::wait_until;
+
+const PINS: &str = "/sys/fs/bpf/picket";
+const SERVER: (&str, u16) = ("10.7.0.1", 8080);
+/// Pods that come and go together.
+const AT_ONCE: usize = 6;
+/// Forgotten with time, or by those that come later: how full they are is no leak.
+const FORGETFUL: [&str; 2] = ["denied", "pending"];
+/// Descriptors of answers that are still being closed.
+const CLOSING: usize = 4;
+const SETTLED_WITHIN: Duration = Duration::from_secs(30);
+/// What the latest flows, bounded in number, and the allocator may take: much less than a record
+/// kept for each pod would in the thorough run.
+const GROWTH: u64 = 24 << 20;
+
+/// Pods that come and go in all; the thorough run has 10 000.
+fn cycles() -> usize {
+    if std::env::var_os("PICKET_THOROUGH").is_some() {
+        10_000
+    } else {
+        300
+    }
+}
+
+fn cluster() -> String {
+    format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop}}\n---\n{}",
+        pod("server", "role: server", SERVER.0)
+    )
+}
+
+fn pod(name: &str, labels: &str, address: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{namespace: shop, name: {name}, labels: {{{labels}}}, \
+         ownerReferences: [{{apiVersion: apps/v1, kind: StatefulSet, name: churn, controller: true, uid: u}}]}}\n\
+         spec: {{containers: [{{name: c, image: i}}]}}\nstatus: {{podIP: {address}}}\n"
+    )
+}
+
+/// What the agent and the kernel hold.
+#[derive(Debug, Eq, PartialEq)]
+struct Held {
+    maps: BTreeMap<String, u64>,
+    pins: usize,
+    descriptors: usize,
+}
+
+/// Waits until only the pods that stay are endpoints, and looks.
+fn held(stage: &Stage, endpoints: usize) -> Result<Held> {
+    let status: Status = wait_until("the pods to be gone", SETTLED_WITHIN, || {
+        let status: Status = ask("/v1/status")?;
+        ensure!(
+            status.endpoints.len() == endpoints,
+            "{:?}",
+            status.endpoints
+        );
+        ensure!(status.unclaimed.is_empty(), "{:?}", status.unclaimed);
+        Ok(status)
+    })?;
+    let maps = status
+        .maps
+        .into_iter()
+        .filter(|map| !FORGETFUL.contains(&map.name.as_str()))
+        .filter_map(|map| Some((map.name, map.entries?)))
+        .collect();
+    let agent = stage.agent.as_ref().context("the agent")?;
+    Ok(Held {
+        maps,
+        pins: files(Path::new(PINS))?,
+        descriptors: std::fs::read_dir(format!("/proc/{}/fd", agent.pid()))?.count(),
+    })
+}
+
+/// Files below a directory.
+fn files(directory: &Path) -> Result<usize> {
+    let mut count = 0;
+    for entry in std::fs::read_dir(directory).with_context(|| directory.display().to_string())? {
+        let entry = entry?;
+        count += if entry.file_type()?.is_dir() {
+            files(&entry.path())?
+        } else {
+            1
+        };
+    }
+    Ok(count)
+}
+
+/// Memory of the agent's process that is its own, in bytes.
+fn memory(stage: &Stage) -> Result<u64> {
+    let agent = stage.agent.as_ref().context("the agent")?;
+    let rollup = std::fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
+    let line = rollup
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))
+        .context("RssAnon")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib << 10)
+}
+
+/// Some pods come, talk to the server, allowed and not, and go.
+fn come_and_go(stage: &mut Stage, round: usize) -> Result<()> {
+    let names: Vec<String> = (0..AT_ONCE)
+        .map(|place| format!("churn-{round}-{place}"))
+        .collect();
+    let mut manifests = Vec::new();
+    for (place, name) in names.iter().enumerate() {
+        let address = format!("10.7.{}.{}", 1 + round % 200, 2 + place);
+        let role = if place % 2 == 0 { "client" } else { "stranger" };
+        manifests.push(pod(name, &format!("role: {role}"), &address));
+        stage
+            .lab
+            .add_pod(&format!("shop/{name}"), &[address.parse::<IpAddr>()?])?;
+    }
+    stage.apply("churn.yaml", &manifests.join("---\n"))?;
+    for name in &names {
+        let place = stage.lab.place(&format!("shop/{name}"))?;
+        place.namespace.enter(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.send_to(b"hello", SERVER)?;
+            socket.send_to(b"hello", (SERVER.0, SERVER.1 + 1))?;
+            Ok(())
+        })?;
+    }
+    for name in &names {
+        stage.lab.remove_pod(&format!("shop/{name}"))?;
+    }
+    stage.remove("churn.yaml")
+}
+
+#[test]
+fn pods_that_come_and_go_leave_nothing_behind() -> Result<()> {
+    let mut stage = Stage::open(&cluster())?;
+    let spec = "{podSelector: {matchLabels: {role: server}}, \
+                ingress: [{from: [{podSelector: {matchLabels: {role: client}}}], ports: [{port: 8080, protocol: UDP}]}]}";
+    stage.apply("policy.yaml", &policy("shop", "server", spec))?;
+    let endpoints = ask::<Status>("/v1/status")?.endpoints.len();
+    // Whatever is made once is made in the first rounds.
+    for round in 0..5 {
+        come_and_go(&mut stage, round)?;
+    }
+    let (before, memory_before) = (held(&stage, endpoints)?, memory(&stage)?);
+
+    let rounds = cycles() / AT_ONCE;
+    for round in 5..5 + rounds {
+        come_and_go(&mut stage, round)?;
+    }
+
+    // Rows rest for a moment before they are deleted.
+    wait_until("everything to be as before", SETTLED_WITHIN, || {
+        let after = held(&stage, endpoints)?;
+        let is_left = |(map, entries): (&String, &u64)| before.maps.get(map) < Some(entries);
+        ensure!(
+            !after.maps.iter().any(is_left),
+            "{before:?}, then {after:?}"
+        );
+        ensure!(after.pins == before.pins, "{before:?}, then {after:?}");
+        ensure!(
+            after.descriptors <= before.descriptors + CLOSING,
+            "{before:?}, then {after:?}"
+        );
+        Ok(())
+    })?;
+    let memory_after = memory(&stage)?;
+    println!(
+        "{} pods came and went: {} KiB of memory before, {} KiB after",
+        rounds * AT_ONCE,
+        memory_before >> 10,
+        memory_after >> 10
+    );
+    ensure!(memory_after < memory_before + GROWTH, "the agent grew");
+    Ok(())
+}
