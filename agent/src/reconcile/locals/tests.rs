@@ -1,0 +1,322 @@
+//! Interfaces and pods joined in every order, step by step.
+
+use std::time::Instant;
+
+use agent_policy::model::{Change, Labels};
+
+use super::*;
+
+fn pod(name: &str, address: &str, node: &str) -> Pod {
+    Pod {
+        uid: PodUid(name.into()),
+        name: ObjectName::new("shop", name),
+        labels: Labels::new(),
+        addresses: vec![address.parse().unwrap()],
+        ports: Vec::new(),
+        host_network: false,
+        phase: Phase::Live,
+        created: 0,
+        node: node.to_owned(),
+        workload: name.to_owned(),
+        annotations: Labels::new(),
+    }
+}
+
+/// Both sides of the join, and what it said so far.
+struct Join {
+    cluster: Cluster,
+    locals: Locals,
+}
+
+impl Join {
+    fn new(node: Option<&str>) -> Self {
+        Self {
+            cluster: Cluster::new(),
+            locals: Locals::new(node.map(str::to_owned)),
+        }
+    }
+
+    fn change(&mut self, change: Change) -> Vec<String> {
+        let touched = self.cluster.apply(change);
+        self.locals.touch(&touched, &self.cluster);
+        self.decide()
+    }
+
+    fn add(&mut self, pod: Pod) -> Vec<String> {
+        self.change(Change::Pod(Box::new(pod)))
+    }
+
+    fn remove(&mut self, name: &str) -> Vec<String> {
+        self.change(Change::PodGone(PodUid(name.into())))
+    }
+
+    fn see(&mut self, interfaces: &[(u32, &[&str])]) -> Vec<String> {
+        self.see_vanish(interfaces, &[])
+    }
+
+    /// Nothing is seen inside namespaces, while these links are there.
+    fn see_only_links(&mut self, links: &[u32]) -> Vec<String> {
+        let links = links
+            .iter()
+            .map(|index| (IfIndex(*index), format!("veth{index}")));
+        self.locals.sight(Sighting {
+            interfaces: BTreeMap::new(),
+            links: links.collect(),
+            vanished: BTreeSet::new(),
+            unreachable: Vec::new(),
+            noticed: Instant::now(),
+        });
+        self.decide()
+    }
+
+    fn see_vanish(&mut self, interfaces: &[(u32, &[&str])], gone: &[u32]) -> Vec<String> {
+        let interface = |(index, addresses): &(u32, &[&str])| Interface {
+            ifindex: IfIndex(*index),
+            name: format!("veth{index}"),
+            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+            netns: "/run/netns/x".into(),
+        };
+        let interfaces: Vec<Interface> = interfaces.iter().map(interface).collect();
+        let links = interfaces.iter();
+        self.locals.sight(Sighting {
+            links: links
+                .map(|each| (each.ifindex, each.name.clone()))
+                .collect(),
+            interfaces: interfaces
+                .into_iter()
+                .map(|each| (each.ifindex, each))
+                .collect(),
+            vanished: gone.iter().map(|index| IfIndex(*index)).collect(),
+            unreachable: Vec::new(),
+            noticed: Instant::now(),
+        });
+        self.decide()
+    }
+
+    fn decide(&mut self) -> Vec<String> {
+        let words = |decision| match decision {
+            Decision::Enforce {
+                interface,
+                uid,
+                is_new,
+                ..
+            } => {
+                let new = if is_new { " new" } else { "" };
+                format!("{} is {}{new}", interface.ifindex, uid.0)
+            }
+            Decision::Enclose(interface) => format!("{} enclosed", interface.ifindex),
+            Decision::Orphan(ifindex) => format!("{ifindex} orphaned"),
+            Decision::Remove(ifindex) => format!("{ifindex} removed"),
+        };
+        self.locals
+            .decide(&self.cluster)
+            .into_iter()
+            .map(words)
+            .collect()
+    }
+}
+
+#[test]
+fn pod_and_interface_meet_whichever_comes_first() {
+    let mut join = Join::new(None);
+    assert!(join.see(&[(7, &["10.0.0.1"])]).is_empty());
+    assert_eq!(join.add(pod("a", "10.0.0.1", "")), ["7 is a"]);
+    assert!(join.add(pod("b", "10.0.0.2", "")).is_empty());
+    assert_eq!(
+        join.see(&[(7, &["10.0.0.1"]), (8, &["10.0.0.2"])]),
+        ["8 is b new"]
+    );
+    assert!(
+        join.see(&[(7, &["10.0.0.1"]), (8, &["10.0.0.2"])])
+            .is_empty()
+    );
+}
+
+#[test]
+fn interfaces_of_the_first_look_are_not_new_and_unknown_ones_are_left_alone() {
+    let mut join = Join::new(None);
+    join.add(pod("a", "10.0.0.1", ""));
+    assert_eq!(
+        join.see(&[(7, &["10.0.0.1"]), (9, &["10.9.9.9"])]),
+        ["7 is a"]
+    );
+}
+
+#[test]
+fn an_interface_that_comes_is_enclosed_until_its_pod_is_known() {
+    let mut join = Join::new(None);
+    assert!(join.see(&[(7, &["10.0.0.1"])]).is_empty());
+    // Closed as soon as there is a link, before it has addresses.
+    let seven: (u32, &[&str]) = (7, &["10.0.0.1"]);
+    assert_eq!(join.see(&[seven, (8, &[])]), ["8 enclosed"]);
+    assert!(join.see(&[seven, (8, &["10.0.0.2"])]).is_empty(), "once");
+    let unclaimed: Vec<(u32, bool)> = join
+        .locals
+        .unclaimed()
+        .iter()
+        .map(|each| (each.interface.ifindex.0, each.is_enclosed))
+        .collect();
+    assert_eq!(unclaimed, [(7, false), (8, true)]);
+    assert_eq!(join.add(pod("b", "10.0.0.2", "")), ["8 is b new"]);
+    assert_eq!(join.add(pod("a", "10.0.0.1", "")), ["7 is a"]);
+    assert!(join.locals.unclaimed().is_empty());
+    // Never known, and gone.
+    let both: &[(u32, &[&str])] = &[seven, (8, &["10.0.0.2"])];
+    let third: &[(u32, &[&str])] = &[seven, (8, &["10.0.0.2"]), (9, &["10.0.0.3"])];
+    assert_eq!(join.see(third), ["9 enclosed"]);
+    assert_eq!(join.see(both), ["9 removed"]);
+}
+
+#[test]
+fn only_pods_of_the_named_node_are_local_and_host_network_pods_never() {
+    let mut join = Join::new(Some("n1"));
+    join.see(&[(7, &["10.0.0.1"]), (8, &["10.0.0.2"]), (9, &["10.0.0.3"])]);
+    assert!(join.add(pod("a", "10.0.0.1", "n2")).is_empty());
+    assert_eq!(join.add(pod("b", "10.0.0.2", "n1")), ["8 is b"]);
+    let mut host = pod("c", "10.0.0.3", "n1");
+    host.host_network = true;
+    assert!(join.add(host).is_empty());
+    assert_eq!(join.add(pod("b", "10.0.0.2", "n2")), ["8 orphaned"]);
+}
+
+#[test]
+fn a_replaced_interface_takes_the_pod_over() {
+    let mut join = Join::new(None);
+    join.add(pod("a", "10.0.0.1", ""));
+    join.see(&[(7, &["10.0.0.1"])]);
+    assert_eq!(join.see(&[(8, &["10.0.0.1"])]), ["7 removed", "8 is a new"]);
+    // The same index again, between two looks.
+    assert_eq!(
+        join.see_vanish(&[(8, &["10.0.0.1"])], &[8]),
+        ["8 removed", "8 is a new"]
+    );
+}
+
+#[test]
+fn an_interface_whose_pod_object_went_is_orphaned_until_it_goes() {
+    let mut join = Join::new(None);
+    join.add(pod("a", "10.0.0.1", ""));
+    join.see(&[(7, &["10.0.0.1"])]);
+    assert_eq!(join.remove("a"), ["7 orphaned"]);
+    assert!(join.see(&[(7, &["10.0.0.1"])]).is_empty());
+    assert_eq!(join.see(&[]), ["7 removed"]);
+}
+
+#[test]
+fn an_address_given_to_another_pod_goes_with_the_interface() {
+    let mut join = Join::new(None);
+    join.add(pod("a", "10.0.0.1", ""));
+    join.see(&[(7, &["10.0.0.1"])]);
+    join.remove("a");
+    assert_eq!(join.add(pod("b", "10.0.0.1", "")), ["7 is b"]);
+}
+
+#[test]
+fn a_terminating_pod_keeps_its_interface_and_a_completed_one_only_while_nobody_else_has_it() {
+    let mut join = Join::new(None);
+    join.add(pod("a", "10.0.0.1", ""));
+    join.see(&[(7, &["10.0.0.1"])]);
+    let mut ending = pod("a", "10.0.0.1", "");
+    ending.phase = Phase::Terminating;
+    assert_eq!(join.add(ending), ["7 is a"]);
+    let mut newer = pod("b", "10.0.0.1", "");
+    newer.created = 5;
+    assert_eq!(join.add(newer), ["7 is a"]);
+    let mut ended = pod("a", "10.0.0.1", "");
+    ended.phase = Phase::Completed;
+    assert_eq!(join.add(ended), ["7 is b"]);
+}
+
+#[test]
+fn an_address_that_a_pod_puts_on_its_interface_does_not_make_it_another() {
+    let mut join = Join::new(None);
+    join.add(pod("victim", "10.0.0.1", ""));
+    join.add(pod("thief", "10.0.0.2", ""));
+    join.see(&[(7, &["10.0.0.1"]), (8, &["10.0.0.2"])]);
+    let both: &[&str] = &["10.0.0.1", "10.0.0.2"];
+    assert_eq!(join.see(&[(7, &["10.0.0.1"]), (8, both)]), ["8 is thief"]);
+    assert_eq!(
+        join.see(&[(7, &["10.0.0.1"]), (8, &["10.0.0.1"])]),
+        ["8 is thief"]
+    );
+    // Nor at first sight, while the victim's own interface is there.
+    let mut join = Join::new(None);
+    join.add(pod("victim", "10.0.0.1", ""));
+    join.add(pod("thief", "10.0.0.2", ""));
+    assert_eq!(
+        join.see(&[(7, &["10.0.0.1"]), (8, both)]),
+        ["7 is victim", "8 is thief"]
+    );
+}
+
+#[test]
+fn what_an_earlier_agent_left_is_taken_up_orphaned_or_removed() {
+    let mut join = Join::new(None);
+    join.add(pod("a", "10.0.0.1", ""));
+    for (index, uid) in [(7, "a"), (8, "gone"), (9, "b")] {
+        join.locals.take_up(IfIndex(index), PodUid(uid.into()));
+    }
+    assert_eq!(
+        join.see(&[(7, &["10.0.0.1"]), (8, &["10.0.0.2"])]),
+        ["9 removed", "7 is a", "8 orphaned"]
+    );
+}
+
+#[test]
+fn what_an_earlier_agent_left_is_kept_while_its_link_is_there_whatever_is_seen() {
+    let mut join = Join::new(None);
+    join.add(pod("a", "10.0.0.1", ""));
+    for (index, uid) in [(7, "a"), (8, "gone"), (9, "b")] {
+        join.locals.take_up(IfIndex(index), PodUid(uid.into()));
+    }
+    assert_eq!(
+        join.see_only_links(&[1, 7, 8]),
+        ["9 removed", "7 is a", "8 orphaned"]
+    );
+    // Seen after all: it is not new, so nothing is closed.
+    assert_eq!(join.see(&[(7, &["10.0.0.1"])]), ["8 removed", "7 is a"]);
+    assert!(join.see_only_links(&[1, 7]).is_empty());
+    assert_eq!(join.see_only_links(&[1]), ["7 removed"]);
+}
+
+#[test]
+fn what_an_earlier_agent_enclosed_stays_so_until_its_pod_is_known_or_it_goes() {
+    let mut join = Join::new(None);
+    for index in [7, 8] {
+        join.locals.take_up_enclosed(IfIndex(index));
+    }
+    assert_eq!(join.see(&[(7, &["10.0.0.1"])]), ["8 removed"]);
+    let unclaimed = join.locals.unclaimed();
+    assert!(unclaimed.iter().all(|each| each.is_enclosed) && unclaimed.len() == 1);
+    assert_eq!(join.add(pod("a", "10.0.0.1", "")), ["7 is a"]);
+}
+
+#[test]
+fn an_orphans_object_that_comes_back_finds_its_interface_by_identity() {
+    let mut join = Join::new(None);
+    join.locals.take_up(IfIndex(7), PodUid("a".into()));
+    assert_eq!(join.see_only_links(&[7]), ["7 orphaned"]);
+    assert_eq!(join.add(pod("a", "10.0.0.1", "")), ["7 is a"]);
+}
+
+#[test]
+fn a_pod_that_is_reachable_by_macvlan_only_is_reported() {
+    let mut join = Join::new(None);
+    join.add(pod("a", "10.0.0.1", ""));
+    let place = Unreachable {
+        netns: "/run/netns/x".into(),
+        interface: "net1".to_owned(),
+        addresses: vec!["10.0.0.1".parse().unwrap()],
+        why: "a macvlan interface".to_owned(),
+    };
+    join.locals.sight(Sighting {
+        interfaces: BTreeMap::new(),
+        links: BTreeMap::new(),
+        vanished: BTreeSet::new(),
+        unreachable: vec![place],
+        noticed: Instant::now(),
+    });
+    let unenforced = join.locals.unenforced(&join.cluster);
+    let pods: Vec<String> = unenforced.iter().map(|each| each.pod.to_string()).collect();
+    assert_eq!(pods, ["shop/a"]);
+}
