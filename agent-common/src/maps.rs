@@ -12,11 +12,17 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+mod flags;
 mod list;
+mod rows;
 
 use crate::address::Address;
-use crate::verdict::{Direction, Reason, RuleId};
+pub use flags::{config_flags, connection_flags, peer_flags, settings_flags};
 pub use list::{CONNTRACK_CAPACITY, MAPS, MapKind, MapSpec};
+pub use rows::{
+    FIRST_RULE_ROW, RULE_GENERATIONS, RULE_ROWS, dropped_index, hit_row, passed_index, peer_bucket,
+    rule_generation, rule_id, rule_row,
+};
 
 /// Version of all layouts below; part of the pin directory's name.
 pub const LAYOUT_VERSION: u32 = 1;
@@ -406,52 +412,6 @@ map_types! {
     } = 388
 }
 
-/// `Config::flags`.
-pub mod config_flags {
-    /// The endpoint's policy is compiled and in force; without it the posture decides.
-    pub const PROGRAMMED: u32 = 1;
-    /// Posture of this endpoint while it is not programmed or a state cannot be kept: open.
-    pub const FAIL_OPEN: u32 = 1 << 1;
-    /// The pod may send from any address (annotation).
-    pub const ANY_SOURCE: u32 = 1 << 2;
-}
-
-/// `Connection::flags`.
-pub mod connection_flags {
-    /// Adopted in the middle of the connection.
-    pub const MID_STREAM: u16 = 1;
-    /// The originator has sent a FIN.
-    pub const FIN_ORIGINAL: u16 = 1 << 1;
-    /// The other side has sent a FIN.
-    pub const FIN_REPLY: u16 = 1 << 2;
-    /// Allowed only by break-glass: judged again when the deadline is over.
-    pub const BREAK_GLASS: u16 = 1 << 3;
-    /// Originated by the node itself: never judged again.
-    pub const NODE: u16 = 1 << 4;
-    /// To the pod itself (hairpin): never judged again.
-    pub const ITSELF: u16 = 1 << 5;
-    /// Judged again and denied; the entry stays until it expires or is allowed again.
-    pub const CUT: u16 = 1 << 6;
-}
-
-/// `PeerEntry::flags`.
-pub mod peer_flags {
-    /// A virtual address: SERVICES decides.
-    pub const VIP: u32 = 1;
-    /// An address of this node.
-    pub const NODE: u32 = 1 << 1;
-}
-
-/// `Settings::flags`.
-pub mod settings_flags {
-    /// Posture of interfaces without a published endpoint: open.
-    pub const UNKNOWN_OPEN: u32 = 1;
-    /// Mid-stream adoption ends `mid_stream_grace` after attachment.
-    pub const STRICT_MID_STREAM: u32 = 1 << 1;
-    /// Report new allowed flows as events.
-    pub const REPORT_ALLOWED: u32 = 1 << 2;
-}
-
 /// Verdict integers of port functions. Zeroed memory denies.
 pub const DENY: u8 = 0;
 /// See [`DENY`].
@@ -475,69 +435,6 @@ pub const PEER_BUCKETS: u32 = 4096;
 pub const SLOTS: u32 = 1024;
 /// Rows of CONFIGS: each endpoint may have an old and a new row, and rows rest before reuse.
 pub const CONFIG_ROWS: u32 = 4 * SLOTS;
-
-/// Rows of RULE_HITS.
-pub const RULE_ROWS: u32 = 16_384;
-/// Rows of RULE_HITS before it count by reason and direction; from here on, a row is a rule's own.
-pub const FIRST_RULE_ROW: u32 = 64;
-/// Generations a row of RULE_HITS may go through.
-pub const RULE_GENERATIONS: u32 = u32::MAX / RULE_ROWS + 1;
-
-/// The id of the rule that has a row in its n-th generation. So ids are never used twice and rows
-/// are: what still shows an old id names nobody, rather than somebody else.
-#[inline(always)]
-pub const fn rule_id(row: u32, generation: u32) -> RuleId {
-    RuleId(generation.wrapping_mul(RULE_ROWS) | (row & (RULE_ROWS - 1)))
-}
-
-/// The row of RULE_HITS that a rule's id points to; before [`FIRST_RULE_ROW`] when the rule found
-/// none of its own.
-#[inline(always)]
-pub const fn rule_row(rule: RuleId) -> u32 {
-    rule.0 & (RULE_ROWS - 1)
-}
-
-/// The generation in a rule's id.
-#[inline(always)]
-pub const fn rule_generation(rule: RuleId) -> u32 {
-    rule.0 / RULE_ROWS
-}
-
-/// Row of RULE_HITS where a new connection is counted: its rule's; where no rule decided, that of
-/// its reason and direction.
-#[inline(always)]
-pub const fn hit_row(rule: RuleId, reason: Reason, direction: Direction) -> u32 {
-    if rule.0 == 0 {
-        (reason.number() as u32 * 2 + direction.index() as u32) & (FIRST_RULE_ROW - 1)
-    } else {
-        rule_row(rule)
-    }
-}
-
-/// Row of PASSED for a slot and direction index.
-#[inline(always)]
-pub const fn passed_index(slot: u32, direction: u8) -> u32 {
-    slot * 2 + direction as u32
-}
-
-/// Row of DROPPED for a slot, direction index and deny reason number.
-#[inline(always)]
-pub const fn dropped_index(slot: u32, direction: u8, reason: u8) -> u32 {
-    (slot * 2 + direction as u32) * crate::verdict::DENY_REASONS
-        + (reason.wrapping_sub(crate::verdict::FIRST_DENY_REASON) as u32
-            & (crate::verdict::DENY_REASONS - 1))
-}
-
-/// Bucket of PEER_REVISION for an address. Multiply-and-shift over its words (Knuth, TAOCP §6.4).
-#[inline(always)]
-pub const fn peer_bucket(address: Address) -> u16 {
-    let [a, b, c, d] = address.words();
-    let mut h = a.wrapping_mul(0x9e37_79b1);
-    h = (h ^ b).wrapping_mul(0x85eb_ca6b);
-    h = (h ^ (h >> 15) ^ c).wrapping_mul(0xc2b2_ae35);
-    h = (h ^ (h >> 13) ^ d).wrapping_mul(0x27d4_eb2f);
-    ((h ^ (h >> 16)) & (PEER_BUCKETS - 1)) as u16
-}
 
 /// Rows of COUNTERS: things that concern the node as a whole.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
