@@ -21,7 +21,7 @@ const SOCKET: &str = "/run/picket/agent.sock";
 /// Where the agent's log lines go; shown when something fails.
 const LOG: &str = "/run/lab/agent.log";
 /// How long an agent may take to enforce everything it finds at its start.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN: Duration = Duration::from_mins(1);
 /// How long an agent may take to stop.
 const STOPPED_WITHIN: Duration = Duration::from_secs(30);
 /// How long one answer of the API may take.
