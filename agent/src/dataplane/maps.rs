@@ -116,16 +116,18 @@ impl<K: Plain, V: Plain> Table<K, V> {
         (done, Ok(()))
     }
 
-    /// Shows the bytes of every element of a hash that nobody changes meanwhile, many in one call.
+    /// Shows the bytes of every element of a map that nobody changes meanwhile, many in one call.
     ///
     /// # Errors
-    /// `Unsupported`: this kernel cannot, for this map.
+    /// `Unsupported`: this kernel cannot, for this map. Any other: the walk does not come to an end.
     pub(crate) fn walk(&self, mut visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
         const ROOM: u32 = 4096;
         let mut keys = vec![K::new_zeroed(); ROOM as usize];
         let mut values = vec![V::new_zeroed(); ROOM as usize];
-        let (mut cursor, mut is_first) = (0, true);
-        loop {
+        let mut cursor = sys::batch::cursor(size_of::<K>());
+        let mut is_first = true;
+        // A map can't hold more, and a call that returns is more than half full.
+        for _ in 0..2 * (self.capacity() / ROOM + 1) {
             let (count, has_more) = sys::batch::lookup(
                 self.fd(),
                 is_first,
@@ -142,6 +144,7 @@ impl<K: Plain, V: Plain> Table<K, V> {
             }
             is_first = false;
         }
+        Err(io::Error::other("the walk goes in circles"))
     }
 
     /// Every key there is. What is deleted meanwhile may restart the walk: keys can come twice.

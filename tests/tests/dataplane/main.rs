@@ -166,6 +166,28 @@ fn long_runs_are_written_and_deleted_whole() {
 }
 
 #[test]
+fn long_runs_of_prefixes_are_written_whole_too() {
+    let node = Node::new();
+    let mut options = node.options();
+    options.capacities = vec![("PEERS_CIDR".to_owned(), 16_384)];
+    let mut dataplane = Dataplane::open(&options).unwrap();
+    // More than one walk's call brings.
+    let run: Vec<_> = (0..10_000_u16)
+        .map(|n| {
+            let [high, low] = n.to_be_bytes();
+            let prefix = Prefix {
+                address: IpAddr::from([198, high, low, 0]).into(),
+                length: 120,
+            };
+            Write::PutPrefix(prefix, PeerEntry { class: 1, flags: 0 })
+        })
+        .collect();
+    assert_eq!(dataplane.apply(&run).unwrap(), run.len());
+    let prefixes = dataplane.present().unwrap().prefixes;
+    assert_eq!(prefixes[&120].len(), run.len());
+}
+
+#[test]
 fn interfaces_whose_indices_collide_are_both_published() {
     let node = Node::new();
     let mut dataplane = node.open();

@@ -66,17 +66,23 @@ fn run(
     }
 }
 
-/// Reads the next elements of a hash into `keys` and `values`, which have room for `room` of them:
-/// how many came, and whether there are more. `cursor` is 0 at first, and kept from call to call.
+/// Room for where a walk stands: the kernel writes a bucket's number there for hashes, a whole key
+/// for every other kind of map.
+pub(crate) fn cursor(key_size: usize) -> Vec<u8> {
+    vec![0; key_size.max(size_of::<u32>())]
+}
+
+/// Reads the next elements of a map into `keys` and `values`, which have room for `room` of them:
+/// how many came, and whether there are more. `cursor` is a [`cursor`], kept from call to call.
 pub(crate) fn lookup(
     map: BorrowedFd<'_>,
     is_first: bool,
-    cursor: &mut u32,
+    cursor: &mut [u8],
     keys: &mut [u8],
     values: &mut [u8],
     room: u32,
 ) -> io::Result<(u32, bool)> {
-    let place = std::ptr::from_mut(cursor) as u64;
+    let place = cursor.as_mut_ptr() as u64;
     let mut attributes = Batch {
         in_batch: if is_first { 0 } else { place },
         out_batch: place,
