@@ -142,6 +142,20 @@ fn tell(summary: &Summary, timing: &Timing) {
     );
 }
 
+/// For people: two decimals.
 pub(super) fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
+    (duration.as_secs_f64() * 1e5).round() / 1e2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logged_milliseconds_have_two_decimals() {
+        let said = |nanos| millis(Duration::from_nanos(nanos)).to_string();
+        assert_eq!(said(86_218), "0.09");
+        assert_eq!(said(1_234_567), "1.23");
+        assert_eq!(said(20_123_456_789), "20123.46");
+    }
 }
