@@ -121,6 +121,9 @@ pub enum EndpointState {
     Pending,
     /// Rows are in, programs attached.
     Enforced,
+    /// Every slot is another pod's: programs attached, no rows, so the posture decides until a slot
+    /// is free.
+    NoSlot,
     /// Its pod object went while the interface stayed: what was in force stays until it goes.
     Orphaned,
     /// The programs could not be attached; tried again.

@@ -153,7 +153,10 @@ pub enum Refused {
 /// What raises a limit, before the advice that holds for all of them.
 fn remedy(map: &str, wanted: usize) -> String {
     if map.is_empty() {
-        return String::new();
+        // Classes have no map of their own, and no setting.
+        return "let fewer different from and to lists apply to each peer, by selecting labels that many \
+                peers share; "
+            .to_owned();
     }
     let room = wanted.next_power_of_two();
     format!(

@@ -32,7 +32,8 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use agent_policy::engine::Options;
+use agent_common::maps::EndpointWord;
+use agent_policy::engine::{Options, Progress};
 use agent_policy::model::Change;
 use agent_policy::plan::{Refused, Write};
 use agent_policy::tables::Tables;
@@ -428,4 +429,70 @@ fn a_row_of_configs_rests_before_it_is_used_again() {
     assert_eq!(retry_at, Some(node.now + Options::default().grace));
     node.now = retry_at.unwrap();
     node.settle().unwrap();
+}
+
+/// Places of endpoints; the first is nobody's.
+const PLACES: usize = agent_common::maps::SLOTS as usize - 1;
+
+#[test]
+fn more_changes_at_once_than_rows_of_configs_are_refused_whole_until_rows_have_rested() {
+    let mut node = Node::new(Options::default());
+    let [closed, open] = node::isolating_many_then_open(PLACES);
+    node.happen(&closed);
+    node.settle_in_steps().unwrap();
+    let policy = &closed[PLACES..=PLACES];
+    // Four rows for each place, less the first: the fourth change finds three.
+    for change in [&open[..], policy, &open[..]] {
+        node.happen(change);
+        node.settle_in_steps().unwrap();
+    }
+    node.happen(policy);
+    let before = node.tables.clone();
+    let refused = node.settle_in_steps().unwrap_err();
+    let Refused::ConfigRows {
+        wanted: PLACES,
+        free: 3,
+        retry_at: Some(retry_at),
+    } = refused
+    else {
+        panic!("{refused}");
+    };
+    assert_eq!(node.tables, before, "not some of them");
+    node.now = retry_at;
+    node.settle_in_steps().unwrap();
+    let isolated = |word: &EndpointWord| node.tables.configs[&word.config_row].sets[0] != 0;
+    assert!(node.tables.endpoints.values().all(isolated));
+    assert_eq!(node.tables.endpoints.len(), PLACES);
+}
+
+#[test]
+fn who_finds_no_slot_is_said_to_and_is_published_when_one_is_free() {
+    let mut node = Node::new(Options::default());
+    let [all, _] = node::isolating_many_then_open(PLACES + 1);
+    node.happen(&all);
+    node.settle_in_steps().unwrap();
+    let late = node::ifindex(PLACES);
+    let progress = |node: &Node| {
+        let all = node.engine.endpoints().into_iter();
+        let mut late = all.filter(|each| each.ifindex == late);
+        late.next().map(|each| each.progress)
+    };
+    assert_eq!(progress(&node), Some(Progress::NoSlot));
+    assert_eq!(node.tables.endpoints.len(), PLACES);
+    assert!(!node.tables.endpoints.contains_key(&late));
+    assert_eq!(
+        node.engine.next_deadline(),
+        None,
+        "nothing to be done about it"
+    );
+    let gone = node::ifindex(7);
+    let slot = node.published()[&gone];
+    node.happen(&[Event::Detach(7)]);
+    node.settle_in_steps().unwrap();
+    assert_eq!(progress(&node), Some(Progress::Published));
+    assert_eq!(node.published()[&late], slot);
+    assert!(
+        node.tables.slots.contains(&slot),
+        "closed for the one before, open for the next"
+    );
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use agent_common::maps::{Denied, DeniedKey, FIRST_RULE_ROW, hit_row, rule_row};
+use agent_common::maps::{Denied, DeniedKey, FIRST_RULE_ROW, SLOTS, hit_row, rule_row};
 use agent_common::{Direction, Reason, RuleId, Verdict};
 use agent_policy::cluster::Cluster;
 use agent_policy::engine::EndpointStatus;
@@ -329,6 +329,13 @@ fn endpoint(
     let (state, note) = match &endpoint.state {
         EndpointState::Pending => (dto::EndpointState::Pending, None),
         EndpointState::Enforced => (dto::EndpointState::Programmed, None),
+        EndpointState::NoSlot => {
+            let note = format!(
+                "every one of the node's {} slots is taken: the posture decides until a pod goes",
+                SLOTS - 1
+            );
+            (dto::EndpointState::Failed, Some(note))
+        }
         EndpointState::Orphaned => {
             let note = if status.is_some_and(|status| status.slot != 0) {
                 "its pod object is gone while the interface stays: its policy stays in force"

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use agent_common::maps::{NAME_SLOT, NameKey};
+use agent_common::maps::{NAME_SLOT, NameKey, SLOTS};
 use agent_policy::engine::{LocalEndpoint, Progress as Published};
 use agent_policy::model::{ObjectName, PodUid};
 use agent_policy::tables::Tables;
@@ -52,9 +52,11 @@ impl Reconciler {
         });
         let before = self.endpoints.remove(&ifindex);
         let state = match before {
-            Some(before) if before.uid == uid && before.state == EndpointState::Enforced => {
-                EndpointState::Enforced
-            }
+            Some(Endpoint {
+                uid: before,
+                state: state @ (EndpointState::Enforced | EndpointState::NoSlot),
+                ..
+            }) if before == uid => state,
             Some(_) | None => EndpointState::Pending,
         };
         self.endpoints.insert(
@@ -145,15 +147,31 @@ impl Reconciler {
         self.unenforced = unenforced;
     }
 
+    /// Brings states to what is published by now, of interfaces that programs are on.
     pub(super) fn mark_published(&mut self) {
         for status in self.engine.endpoints() {
             let ifindex = IfIndex(status.ifindex);
-            if let Some(endpoint) = self.endpoints.get_mut(&ifindex)
-                && endpoint.state == EndpointState::Pending
-                && status.progress == Published::Published
-                && self.attached.contains_key(&ifindex)
-            {
-                endpoint.state = EndpointState::Enforced;
+            let Some(endpoint) = self.endpoints.get_mut(&ifindex) else {
+                continue;
+            };
+            if !self.attached.contains_key(&ifindex) {
+                continue;
+            }
+            match (&endpoint.state, status.progress) {
+                (EndpointState::Pending | EndpointState::NoSlot, Published::Published) => {
+                    endpoint.state = EndpointState::Enforced;
+                }
+                (EndpointState::Pending, Published::NoSlot) => {
+                    endpoint.state = EndpointState::NoSlot;
+                    warn!(
+                        pod = %endpoint.pod,
+                        interface = %endpoint.interface.name,
+                        slots = SLOTS - 1,
+                        posture = self.config.posture.as_label(),
+                        "pod is not enforced: every slot is taken, so the posture decides until a pod of this node goes"
+                    );
+                }
+                _ => {}
             }
         }
     }

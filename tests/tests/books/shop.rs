@@ -4,6 +4,7 @@
     unreachable_pub,
     clippy::unwrap_used,
     clippy::indexing_slicing,
+    clippy::panic,
     reason = "a test's own module: a panic is the failure's report"
 )]
 
@@ -71,6 +72,15 @@ impl Shop {
         let options: Vec<_> = options.iter().map(Into::into).collect();
         let mut agent = Agent::spawn(&self.lab.manifests(), &options).unwrap();
         agent.wait_ready().unwrap();
+        agent
+    }
+
+    /// The same on a node so full that it takes long.
+    pub fn agent_within(&self, options: &[&str], within: Duration) -> Agent {
+        let options: Vec<_> = options.iter().map(Into::into).collect();
+        let agent = Agent::spawn(&self.lab.manifests(), &options).unwrap();
+        let ready = wait_until("the agent to be ready", within, || get("/readyz"));
+        ready.unwrap_or_else(|error| panic!("{error:#}; the agent said:\n{}", log()));
         agent
     }
 

@@ -1,7 +1,7 @@
 //! A node: an engine, the maps it writes, and what the specification says of them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use agent_policy::evaluate;
 use agent_policy::model::{
     Change, Direction, Labels, ObjectName, Phase, Pod, PodUid, Policy, Protocol, RuleId, Verdict,
 };
+use agent_policy::plan::Refused;
 use agent_policy::selector::Selector;
 use agent_policy::tables::Tables;
 use proptest::prelude::*;
@@ -174,6 +175,15 @@ impl Node {
                 self.identities.insert(*ifindex, Pod::clone(pod));
             }
         }
+    }
+
+    /// Plans and carries out until there is nothing more to do now.
+    pub(crate) fn settle_in_steps(&mut self) -> Result<(), Refused> {
+        while let Some(plan) = self.engine.plan(self.now)? {
+            self.tables.apply_all(&plan.writes);
+            self.engine.written(self.now);
+        }
+        Ok(())
     }
 
     /// Plans and carries out.
@@ -358,11 +368,16 @@ fn specified(cluster: &Cluster, pod: &Pod, packet: &Packet) -> evaluate::Decisio
 
 /// A local pod that one policy isolates, then the policy is gone.
 pub(crate) fn isolating_then_open() -> [Vec<Event>; 2] {
-    let pod = Pod {
-        uid: uid(0),
-        name: ObjectName::new("a", "pod-0"),
+    isolating_many_then_open(1)
+}
+
+/// So many local pods that one policy isolates, then the policy is gone.
+pub(crate) fn isolating_many_then_open(pods: usize) -> [Vec<Event>; 2] {
+    let pod = |index: usize| Pod {
+        uid: uid(index),
+        name: ObjectName::new("a", format!("pod-{index}")),
         labels: Labels::new(),
-        addresses: vec!["10.0.0.1".parse().unwrap()],
+        addresses: vec![Ipv4Addr::from(0x0a00_0001 + u32::try_from(index).unwrap()).into()],
         ports: Vec::new(),
         host_network: false,
         phase: Phase::Live,
@@ -381,8 +396,9 @@ pub(crate) fn isolating_then_open() -> [Vec<Event>; 2] {
         annotations: Labels::new(),
     };
     let gone = Change::PolicyGone(policy.name.clone());
-    let first = [Change::Pod(Box::new(pod)), Change::Policy(Box::new(policy))];
-    let mut first: Vec<Event> = first.into_iter().map(Event::Change).collect();
-    first.push(Event::Attach(0));
+    let all = (0..pods).map(|index| Change::Pod(Box::new(pod(index))));
+    let changes = all.chain([Change::Policy(Box::new(policy))]);
+    let attached = (0..pods).map(Event::Attach);
+    let first = changes.map(Event::Change).chain(attached).collect();
     [first, vec![Event::Change(gone)]]
 }
