@@ -14,10 +14,12 @@ use std::path::Path;
 
 use agent::dataplane::{ApplyCause, Dataplane, DataplaneError, Method, Options, uninstall};
 use agent_common::maps::{
-    ALLOW, Config, EndpointWord, IdKind, NAME_RULE, NameKey, PeerEntry, PortFunction, Prefix,
-    Settings, Traffic, VerdictKey,
+    ALLOW, Config, EndpointWord, FIRST_RULE_ROW, IdKind, LAYOUT_VERSION, NAME_RULE, NameKey,
+    PeerEntry, PortFunction, Prefix, Settings, Traffic, VerdictKey, rule_id,
 };
 use agent_policy::plan::Write;
+use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
+use aya::util::nr_cpus;
 use node::Node;
 
 /// One endpoint with a policy that knows one class.
@@ -292,6 +294,24 @@ fn a_slot_that_is_opened_again_remembers_nothing() {
     assert_eq!(dataplane.dropped(3).unwrap(), []);
     assert_eq!(dataplane.connections(3).unwrap(), []);
     assert!(!is_denied(&dataplane));
+}
+
+#[test]
+fn a_rules_row_starts_at_zero_whoever_had_it_before() {
+    let node = Node::new();
+    let mut dataplane = node.open();
+    let pin = node.pins().join(format!("v{LAYOUT_VERSION}/RULE_HITS"));
+    let data = MapData::from_pin(pin).unwrap();
+    let mut hits = PerCpuArray::<_, [u64; 2]>::try_from(Map::PerCpuArray(data)).unwrap();
+    let count = || PerCpuValues::try_from(vec![[7, 9]; nr_cpus().unwrap()]).unwrap();
+    for row in [FIRST_RULE_ROW, FIRST_RULE_ROW + 1] {
+        hits.set(row, count(), 0).unwrap();
+    }
+    let opened = Write::OpenRule(rule_id(FIRST_RULE_ROW, 5));
+    assert_eq!(dataplane.apply(&[opened]).unwrap(), 1);
+    let of = |row| hits.get(&row, 0).unwrap().to_vec();
+    assert!(of(FIRST_RULE_ROW).iter().all(|cpu| *cpu == [0, 0]));
+    assert!(of(FIRST_RULE_ROW + 1).iter().all(|cpu| *cpu == [7, 9]));
 }
 
 #[test]
