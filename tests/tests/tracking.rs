@@ -16,6 +16,7 @@ use tests::lab::stage::{Stage, policy};
 
 const PORT: u16 = 8080;
 const HEARD_WITHIN: Duration = Duration::from_secs(2);
+const CONNECTED_WITHIN: Duration = Duration::from_secs(10);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 11, 0, 1);
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 11, 0, 2);
 const FLOODED: Ipv4Addr = Ipv4Addr::new(10, 11, 0, 3);
@@ -234,6 +235,8 @@ fn tcp_socket(namespace: &Namespace, address: SocketAddrV4) -> Result<OwnedFd> {
             None,
         )?;
         sockopt::set_socket_reuseaddr(&socket, true)?;
+        // Connecting ends by this, too: a SYN that is lost is sent again long before.
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(CONNECTED_WITHIN))?;
         rustix::net::bind(&socket, &SocketAddr::V4(address))?;
         Ok(socket)
     })
