@@ -75,6 +75,7 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> anyhow
             .iter()
             .map(|(name, entries)| (name.to_owned(), entries))
             .collect(),
+        method: config.attach,
         ..Options::new(&config.pins)
     })
     .context("opening the kernel side")?;

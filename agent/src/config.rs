@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use agent_common::maps::{MAPS, MapKind};
 
+use crate::dataplane::Method;
+
 /// Where the API's Unix socket is when nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/run/picket/agent.sock";
 /// Where maps and links are pinned when nothing else is said.
@@ -82,6 +84,17 @@ fn duration(word: &str) -> Option<Duration> {
     Duration::try_from(span).ok()
 }
 
+impl std::str::FromStr for Method {
+    type Err = ConfigError;
+
+    fn from_str(word: &str) -> Result<Self, ConfigError> {
+        [Self::Tcx, Self::Clsact]
+            .into_iter()
+            .find(|method| method.as_label() == word)
+            .ok_or_else(|| ConfigError::Attach(word.to_owned()))
+    }
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum LogFormat {
@@ -133,6 +146,9 @@ pub enum ConfigError {
     /// `--denied-retention` cannot be read or is too short.
     #[error("--denied-retention {0:?}: write a duration of at least 1m, such as 24h")]
     DeniedRetention(String),
+    /// `--attach` is neither word.
+    #[error("--attach {0:?}: unknown; write tcx or clsact, or leave it out")]
+    Attach(String),
     /// `--log-format` is neither word.
     #[error("--log-format {0:?}: unknown; write text or json")]
     LogFormat(String),
@@ -180,6 +196,8 @@ pub struct Options {
     pub mid_stream_grace: MidStreamGrace,
     /// `--denied-retention`.
     pub denied_retention: String,
+    /// `--attach`.
+    pub attach: Option<Method>,
     /// `--map-capacity`, each `NAME=ENTRIES`.
     pub capacities: Vec<String>,
     /// `--log-format`.
@@ -199,6 +217,7 @@ impl Options {
             posture: Posture::default(),
             mid_stream_grace: MidStreamGrace::default(),
             denied_retention: DEFAULT_DENIED_RETENTION.to_owned(),
+            attach: None,
             capacities: Vec::new(),
             log_format: LogFormat::default(),
         }
@@ -228,6 +247,8 @@ pub struct Config {
     pub mid_stream_grace: MidStreamGrace,
     /// How long a refusal is remembered after it last happened.
     pub denied_retention: Duration,
+    /// How programs are held on interfaces; the best that the kernel has when not said.
+    pub attach: Option<Method>,
     /// Capacities that differ from the default, by map name.
     pub capacities: Capacities,
     /// How log lines look.
@@ -338,6 +359,7 @@ impl Config {
             netns: options.netns,
             posture: options.posture,
             mid_stream_grace: options.mid_stream_grace,
+            attach: options.attach,
             denied_retention: duration(&options.denied_retention)
                 .filter(|kept| *kept >= SHORTEST_RETENTION)
                 .ok_or(ConfigError::DeniedRetention(options.denied_retention))?,

@@ -63,7 +63,7 @@ pub struct Options {
     pub capacities: Vec<(String, u32)>,
     /// The programs may report what cannot happen (see [`Dataplane::diagnostics`]).
     pub diagnostics: bool,
-    /// How to hold programs; the best that the kernel has when not said. For tests.
+    /// How to hold programs; the best that the kernel has when not said.
     pub method: Option<Method>,
 }
 

@@ -301,6 +301,7 @@ pub fn wait_until<T>(
     within: Duration,
     mut condition: impl FnMut() -> Result<T>,
 ) -> Result<T> {
+    let within = within * patience();
     let end = Instant::now() + within;
     loop {
         match condition() {
@@ -311,6 +312,12 @@ pub fn wait_until<T>(
             Err(_) => std::thread::park_timeout(Duration::from_millis(3)),
         }
     }
+}
+
+/// By how much everything may take longer here: an emulated machine sets `PICKET_PATIENCE`.
+fn patience() -> u32 {
+    let said = std::env::var("PICKET_PATIENCE").ok();
+    said.and_then(|times| times.parse().ok()).unwrap_or(1)
 }
 
 /// Both ends up, gateway addresses on the near one.

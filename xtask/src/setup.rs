@@ -17,6 +17,9 @@ const BPF_LINKER: &str = "0.13.0";
 const LLVM: &str = "/usr/lib/llvm-22";
 const INSTALL: [&str; 4] = ["install", "-y", "-qq", "--no-install-recommends"];
 
+/// What arm64 guests run: linked by Rust's own lld, so no cross compiler is needed.
+pub(crate) const ARM64: &str = "aarch64-unknown-linux-musl";
+
 /// What to install for what.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -37,6 +40,9 @@ pub(crate) enum What {
     Lab,
     /// Boot other kernels.
     Vm,
+    /// Build for arm64 and boot its kernels. Not part of everything: only
+    /// `cargo xtask test vm` with `--thorough` or an arm64 kernel wants it.
+    Arm64,
     /// Check format and lints.
     Lint,
     /// Everything.
@@ -45,7 +51,12 @@ pub(crate) enum What {
 
 impl What {
     fn includes(self, part: Self) -> bool {
-        self == Self::All || self == part || (self, part) == (Self::Lab, Self::Bpf)
+        self == part
+            || (self == Self::All && part != Self::Arm64)
+            || matches!(
+                (self, part),
+                (Self::Lab, Self::Bpf) | (Self::Arm64, Self::Bpf | Self::Vm)
+            )
     }
 }
 
@@ -63,6 +74,8 @@ enum Remedy {
     BpfLinker,
     /// A component of the Rust toolchain.
     Component(&'static str),
+    /// A target of the Rust toolchain.
+    Target(&'static str),
     /// The BPF file system.
     Mount,
 }
@@ -78,6 +91,7 @@ impl Remedy {
                 .arg(places::cache()?)
                 .env("LLVM_PREFIX", LLVM),
             Self::Component(name) => Step::new("rustup").args(["component", "add", name]),
+            Self::Target(name) => Step::new("rustup").args(["target", "add", name]),
             Self::Mount => Step::new("mount").args(["-t", "bpf", "bpf", "/sys/fs/bpf"]),
         }))
     }
@@ -151,12 +165,23 @@ fn missing(what: What) -> Result<Vec<Missing>> {
         package("qemu-system-x86", "boots other kernels");
         package("busybox-static", "is all the guest's userland");
         package("binutils", "strip makes what the guest loads small");
+        package("xz-utils", "newer kernels' modules are packed with it");
+    }
+    if what.includes(What::Arm64) {
+        package("qemu-system-arm", "boots arm64 kernels");
     }
     if what.includes(What::Bpf) && !has_bpf_linker()? {
         missing.push(Missing {
             what: format!("bpf-linker {BPF_LINKER} (a few minutes to build, once)"),
             why: "links the kernel programs",
             remedy: Remedy::BpfLinker,
+        });
+    }
+    if what.includes(What::Arm64) && !has_target(ARM64)? {
+        missing.push(Missing {
+            what: format!("Rust's standard library for {ARM64}"),
+            why: "builds what runs in arm64 guests",
+            remedy: Remedy::Target(ARM64),
         });
     }
     if what.includes(What::Lint) {
@@ -219,7 +244,9 @@ fn install(missing: &[Missing]) -> Result<()> {
         };
         match item.remedy {
             Remedy::Mount => step.with_root("mounting")?.run()?,
-            Remedy::Apt(_) | Remedy::BpfLinker | Remedy::Component(_) => step.run()?,
+            Remedy::Apt(_) | Remedy::BpfLinker | Remedy::Component(_) | Remedy::Target(_) => {
+                step.run()?;
+            }
         }
     }
     eprintln!("nothing is missing any more");
@@ -229,7 +256,7 @@ fn install(missing: &[Missing]) -> Result<()> {
 fn packages(missing: &[Missing]) -> Vec<&'static str> {
     let packages = missing.iter().filter_map(|item| match item.remedy {
         Remedy::Apt(name) => Some(name),
-        Remedy::BpfLinker | Remedy::Component(_) | Remedy::Mount => None,
+        Remedy::BpfLinker | Remedy::Component(_) | Remedy::Target(_) | Remedy::Mount => None,
     });
     packages.collect()
 }
@@ -299,6 +326,14 @@ fn has_bpf_linker() -> Result<bool> {
     )
 }
 
+/// Whether the toolchain that builds this workspace has a target's standard library.
+fn has_target(target: &str) -> Result<bool> {
+    let dir = Step::new("rustc")
+        .args(["--print", "target-libdir", "--target", target])
+        .output()?;
+    Ok(Path::new(dir.trim()).is_dir())
+}
+
 fn bpffs_is_mounted() -> Result<bool> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("reading /proc/self/mounts")?;
     Ok(mounts
@@ -315,6 +350,12 @@ mod tests {
         assert!(What::Lab.includes(What::Bpf));
         assert!(!What::Bpf.includes(What::Lab));
         assert!(What::All.includes(What::Vm));
+    }
+
+    #[test]
+    fn everything_leaves_out_what_only_arm64_guests_need() {
+        assert!(!What::All.includes(What::Arm64));
+        assert!(What::Arm64.includes(What::Vm) && What::Arm64.includes(What::Bpf));
     }
 
     #[test]

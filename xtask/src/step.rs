@@ -25,7 +25,8 @@ pub(crate) struct Step {
 /// A command ended badly.
 #[derive(Debug)]
 pub(crate) struct Failed {
-    how: String,
+    /// What ended, and how.
+    pub(crate) how: String,
     /// What to paste into a shell to run it again.
     pub(crate) again: String,
 }
@@ -120,6 +121,13 @@ impl Step {
 
     /// Runs it; what it writes on stdout is returned.
     pub(crate) fn output(self) -> Result<String> {
+        let program = self.program.clone();
+        String::from_utf8(self.bytes()?)
+            .with_context(|| format!("reading the output of {}", program.display()))
+    }
+
+    /// Runs it; what it writes on stdout is returned, text or not.
+    pub(crate) fn bytes(self) -> Result<Vec<u8>> {
         let output = self
             .command()
             .stderr(Stdio::inherit())
@@ -128,8 +136,7 @@ impl Step {
         if !output.status.success() {
             return Err(self.failed(&self.ended(output.status)));
         }
-        String::from_utf8(output.stdout)
-            .with_context(|| format!("reading the output of {}", self.program.display()))
+        Ok(output.stdout)
     }
 
     /// Whether it runs and succeeds, in silence.

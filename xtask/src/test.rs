@@ -18,9 +18,9 @@ pub(crate) struct Args {
     /// One kind of tests; all kinds when left out.
     #[arg(value_enum)]
     kind: Option<Kind>,
-    /// Only tests whose name contains this.
+    /// Only tests whose name contains this; of vm, a kernel: 6.1, 6.1-arm64 or arm64.
     filter: Option<String>,
-    /// Many more cases for each property: minutes instead of seconds.
+    /// Many more cases for each property, every kernel: minutes instead of seconds.
     #[arg(long)]
     thorough: bool,
 }
@@ -31,7 +31,8 @@ enum Kind {
     Unit,
     /// Real kernel, real sockets, network namespaces as pods. Root.
     Lab,
-    /// The kernel programs on Linux 5.10, booted in QEMU.
+    /// Programs, agent and real sockets on other kernels, booted in QEMU: Linux 5.10 and 6.12, or
+    /// every supported one with `--thorough`.
     Vm,
     /// Hostile input. Not there yet.
     Fuzz,
@@ -56,7 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         match kind {
             Kind::Unit => unit(args)?,
             Kind::Lab => lab(args)?,
-            Kind::Vm => vm::run()?,
+            Kind::Vm => vm::run(args.filter.as_deref(), args.thorough)?,
             Kind::Fuzz | Kind::Api | Kind::E2e => bail!(
                 "there are no {name} tests yet, so nothing was tested; `cargo xtask test` runs \
                  every kind there is"

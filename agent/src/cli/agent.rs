@@ -7,6 +7,7 @@ use crate::config::{
     Config, DEFAULT_DENIED_RETENTION, DEFAULT_NETNS, DEFAULT_PINS, DEFAULT_SOCKET, LogFormat,
     MidStreamGrace, Options, Posture,
 };
+use crate::dataplane::Method;
 
 /// Enforce policy on this node
 #[derive(Debug, clap::Args)]
@@ -62,6 +63,10 @@ pub(super) struct Args {
         default_value = DEFAULT_DENIED_RETENTION
     )]
     denied_retention: String,
+    /// How to hold programs on interfaces: tcx (Linux 6.6) or clsact; the best that the kernel
+    /// has when left out
+    #[arg(long, value_name = "METHOD", env = "PICKET_ATTACH")]
+    attach: Option<Method>,
     /// Entries of a map, as NAME=ENTRIES; may be given again
     #[arg(long = "map-capacity", value_name = "NAME=ENTRIES")]
     capacities: Vec<String>,
@@ -87,6 +92,7 @@ impl Args {
             posture: self.posture,
             mid_stream_grace: self.mid_stream_grace,
             denied_retention: self.denied_retention,
+            attach: self.attach,
             capacities: self.capacities,
             log_format: self.log_format,
         })?;

@@ -68,6 +68,19 @@ pub enum DataplaneError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// The kernel accounts maps to `RLIMIT_MEMLOCK`, and the agent may not raise it.
+    #[error(
+        "RLIMIT_MEMLOCK is {limit}: Linux before 5.11 counts maps against it, and this process may \
+         not raise it; give the agent the capability CAP_SYS_RESOURCE (or run it as privileged), \
+         or start it under `ulimit -l unlimited` (systemd: LimitMEMLOCK=infinity)"
+    )]
+    MemoryLimit {
+        /// The limit in force, for people.
+        limit: String,
+        /// What the kernel refused; boxed to keep every other error small.
+        #[source]
+        source: Box<aya::EbpfError>,
+    },
     /// The BPF object could not be loaded.
     #[error("loading the BPF programs")]
     Load(#[from] aya::EbpfError),

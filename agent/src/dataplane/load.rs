@@ -38,7 +38,7 @@ pub(crate) fn load(
     directory: &Path,
     options: &Options,
 ) -> Result<(Ebpf, Vec<KeptCapacity>), DataplaneError> {
-    raise_memory_limit();
+    let memory_limit = raise_memory_limit();
     let capacities = capacities(options)?;
     // Refused before anything is made: a mixture of layouts would be worse than none.
     let kept = compare_pins(directory, &capacities)?;
@@ -53,7 +53,15 @@ pub(crate) fn load(
     for (map, entries) in &capacities {
         loader.map_max_entries(map, *entries);
     }
-    let mut ebpf = loader.load(objects::programs())?;
+    let mut ebpf = loader
+        .load(objects::programs())
+        .map_err(|source| match memory_limit {
+            Some(limit) if is_refused(&source) => DataplaneError::MemoryLimit {
+                limit,
+                source: Box::new(source),
+            },
+            Some(_) | None => source.into(),
+        })?;
     for name in PROGRAMS {
         program(&mut ebpf, name)?
             .load()
@@ -130,16 +138,39 @@ fn wanted_capacity(spec: &MapSpec, capacities: &[(&'static str, u32)]) -> u32 {
         .map_or(spec.capacity, |(_, entries)| *entries)
 }
 
-/// Before 5.11 maps count against `RLIMIT_MEMLOCK`, 64 KiB by default. Newer kernels do not look.
-fn raise_memory_limit() {
+/// Before 5.11 maps count against `RLIMIT_MEMLOCK`, 64 KiB by default; newer kernels do not look.
+/// Where it matters and may not be raised, because `CAP_SYS_RESOURCE` is missing: what it is.
+fn raise_memory_limit() -> Option<String> {
     let unlimited = rustix::process::Rlimit {
         current: None,
         maximum: None,
     };
-    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited) {
-        // Without CAP_SYS_RESOURCE; if it matters, making a map fails and says so.
-        tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
+    let error = rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited).err()?;
+    tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    if !accounts_maps_to_the_process(&release) {
+        return None;
     }
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock);
+    // Without a limit, whatever is refused later is refused for another reason.
+    limit.current.map(|bytes| format!("{} KiB", bytes >> 10))
+}
+
+/// Whether a kernel of this release is older than 5.11, where memory cgroups took over.
+fn accounts_maps_to_the_process(release: &str) -> bool {
+    let mut numbers = release.split('.').map(str::parse::<u32>);
+    matches!(
+        (numbers.next(), numbers.next()),
+        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) < (5, 11)
+    )
+}
+
+/// Whether the kernel said EPERM: how it answers when a limit is reached.
+fn is_refused(error: &aya::EbpfError) -> bool {
+    let first: &dyn std::error::Error = error;
+    std::iter::successors(Some(first), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error()))
 }
 
 #[cfg(test)]
@@ -150,6 +181,27 @@ mod tests {
         let mut options = Options::new("/sys/fs/bpf/x");
         options.capacities.push((name.to_owned(), entries));
         capacities(&options)
+    }
+
+    #[test]
+    fn linux_5_10_is_the_last_to_account_maps_to_the_process() {
+        assert!(accounts_maps_to_the_process("5.10.0-46-cloud-amd64\n"));
+        assert!(accounts_maps_to_the_process("4.18.0-553.el8"));
+        for newer in ["5.11.0", "6.1.0-56-amd64", "7.2", "unknown"] {
+            assert!(!accounts_maps_to_the_process(newer), "{newer}");
+        }
+    }
+
+    #[test]
+    fn a_refused_map_is_told_from_a_broken_object() {
+        let map = |code| {
+            aya::EbpfError::MapError(aya::maps::MapError::CreateError {
+                name: "PASSED".to_owned(),
+                io_error: std::io::Error::from_raw_os_error(code),
+            })
+        };
+        assert!(is_refused(&map(1)), "EPERM");
+        assert!(!is_refused(&map(12)), "ENOMEM");
     }
 
     #[test]

@@ -1,11 +1,9 @@
-//! What Picket asks of a kernel, checked in one go: the programs load, the maps can be made, a
-//! plan is carried out and read back, programs are attached and packets judged. One line a check;
-//! the exit code says whether all of them held. Run as root, in a guest or on the machine itself.
+//! The kernel side alone: the programs load, the maps can be made, a plan is carried out and read
+//! back, programs are attached, packets are judged, and the next agent finds all of it.
 
 use std::net::IpAddr;
-use std::process::ExitCode;
 
-use agent::dataplane::{Action, Dataplane, Options, uninstall};
+use agent::dataplane::{Action, Dataplane, Method, Options, uninstall};
 use agent_common::classify::Hook;
 use agent_common::maps::{
     ALLOW, Config, EndpointWord, PeerEntry, PortFunction, Settings, VerdictKey, config_flags,
@@ -14,28 +12,16 @@ use agent_policy::plan::Write;
 use anyhow::{Context as _, Result, ensure};
 use tests::lab::Lab;
 
+use crate::report;
+
 /// Where the pins are, in a BPF file system of the lab's own.
 const PINS: &str = "/sys/fs/bpf/picket";
 const POD: [u8; 4] = [10, 9, 0, 2];
 const FRIEND: [u8; 4] = [10, 9, 1, 1];
 const STRANGER: [u8; 4] = [10, 9, 1, 2];
 
-#[expect(clippy::print_stdout, reason = "the lines are what it is run for")]
-fn main() -> ExitCode {
-    match check() {
-        Ok(()) => {
-            println!("ok: this kernel will do");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            println!("FAILED: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-#[expect(clippy::print_stdout, reason = "the lines are what it is run for")]
-fn check() -> Result<()> {
+/// Everything the agent does with the kernel, step by step; how this kernel holds programs best.
+pub(crate) fn check() -> Result<Method> {
     let mut lab = Lab::enter().context("making a namespace")?;
     lab.add_pod("pod", &[IpAddr::from(POD)])?;
     let ifindex = lab.place("pod")?.veth;
@@ -44,18 +30,19 @@ fn check() -> Result<()> {
     let mut dataplane =
         Dataplane::open(&Options::new(PINS)).context("loading programs, making maps")?;
     for (program, instructions) in dataplane.verified_instructions()? {
-        match instructions {
-            Some(count) => println!("ok: program {program} loads, {count} instructions verified"),
-            None => println!("ok: program {program} loads"),
-        }
+        // Kernels before 5.16 do not say how many.
+        let instructions = instructions.map_or_else(|| "?".to_owned(), |count| count.to_string());
+        report::note("verified", &format!("{program} {instructions}"));
     }
-    println!("ok: {} ticks a second", dataplane.hz());
+    report::ok("the programs load");
+    let method = dataplane.method();
+    ensure!(dataplane.hz() >= 100, "{} ticks a second", dataplane.hz());
 
     let writes = plan(ifindex);
     dataplane.apply(&writes).context("carrying out a plan")?;
     let present = dataplane.present()?;
     ensure!(present.endpoints.len() == 1, "the plan is not in the maps");
-    println!("ok: a plan of {} writes is in the maps", writes.len());
+    report::ok("a plan is carried out and read back");
 
     let settings = Settings {
         budget_rate: 1000,
@@ -65,14 +52,15 @@ fn check() -> Result<()> {
     };
     dataplane.put_settings(&settings)?;
     dataplane.attach(ifindex, &interface)?;
+    let attached = dataplane.attached()?;
     ensure!(
-        dataplane
-            .attached()?
-            .iter()
-            .all(agent::dataplane::Attached::is_whole),
-        "not attached"
+        attached.len() == 1
+            && attached
+                .iter()
+                .all(|one| one.is_whole() && one.method == method),
+        "attached: {attached:?}"
     );
-    println!("ok: attached by {}", dataplane.method().as_label());
+    report::ok(&format!("programs are attached by {}", method.as_label()));
 
     for (what, hook, from, to, wanted) in [
         ("to a friend", Hook::FromPod, POD, FRIEND, Action::Pass),
@@ -88,20 +76,16 @@ fn check() -> Result<()> {
     ] {
         let got = dataplane.test_run(hook, &datagram(from, to), ifindex, 0)?;
         ensure!(got == wanted, "{what}: {got:?} instead of {wanted:?}");
-        println!("ok: {what}: {got:?}");
     }
+    report::ok("a friend, its answer, a stranger and a forged source are told apart");
     ensure!(dataplane.connections(1)?.len() == 1, "no connection kept");
-    println!("ok: the connection is kept, its refusals are counted");
     ensure!(!dataplane.dropped(1)?.is_empty(), "no drop counted");
     ensure!(!dataplane.events()?.take().is_empty(), "no event came");
-    println!("ok: events come");
+    report::ok("a connection is kept, refusals are counted, events come");
 
     drop(dataplane);
-    let taken_up = Dataplane::open(&Options::new(PINS))?.taken_up().len();
-    ensure!(taken_up == 1, "the next agent found {taken_up} interfaces");
     uninstall(PINS.as_ref()).context("uninstalling")?;
-    println!("ok: the next agent takes it up, uninstall removes it");
-    Ok(())
+    Ok(method)
 }
 
 /// An endpoint that one class may reach, and that may reach it.
