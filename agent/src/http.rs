@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, UnixListener};
 use crate::dto::{self, Kind};
 use crate::flows::{self, Flows};
 use crate::metrics::{self, Metrics};
-use crate::reading::{self, Reading, TakeError};
+use crate::reading::{self, Reading, TakeError, Wanted};
 use crate::reconcile::{Handle, Phase};
 
 #[derive(Clone)]
@@ -153,12 +153,26 @@ async fn unknown() -> Failure {
 }
 
 async fn status(State(api): State<Api>) -> Answer<dto::Status> {
-    let reading = Reading::take(&api.handle, true).await?;
+    let reading = Reading::take(
+        &api.handle,
+        Wanted {
+            maps: true,
+            isolating: true,
+        },
+    )
+    .await?;
     answered(reading.into_status())
 }
 
 async fn endpoints(State(api): State<Api>) -> Answer<dto::EndpointList> {
-    let reading = Reading::take(&api.handle, false).await?;
+    let reading = Reading::take(
+        &api.handle,
+        Wanted {
+            maps: false,
+            isolating: true,
+        },
+    )
+    .await?;
     answered(dto::EndpointList {
         items: reading.endpoints,
     })

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::ledger::Ledger;
 use crate::dto::{DirectionWord, EndpointState};
-use crate::reading::{self, Denial, DeniedReading, Reading, TakeError};
+use crate::reading::{self, Denial, DeniedReading, Reading, TakeError, Wanted};
 use crate::reconcile::{Handle, Histogram};
 
 /// What the text is, for whoever scrapes it.
@@ -538,7 +538,11 @@ async fn sample(
     ledger: &mut Ledger,
     with_maps: bool,
 ) -> Result<Reading, TakeError> {
-    let reading = Reading::take(handle, with_maps).await?;
+    let wanted = Wanted {
+        maps: with_maps,
+        isolating: false,
+    };
+    let reading = Reading::take(handle, wanted).await?;
     let denials = reading::denials(handle).await?;
     let grown = named(handle, ledger.grown(denials.clone())).await?;
     let known = ledger.folded();

@@ -15,7 +15,7 @@ use agent_policy::model::RuleRef;
 use crate::dto;
 use crate::reconcile::Plans;
 
-pub use take::{Denial, TakeError, denials, denied, maps, rule_hits};
+pub use take::{Denial, TakeError, Wanted, denials, denied, maps, rule_hits};
 
 /// Traffic of one slot, with the pod it belongs to.
 #[derive(Clone, Debug, Default)]

@@ -176,11 +176,21 @@ pub fn isolating<'a>(
     endpoint: &Pod,
     direction: Direction,
 ) -> Vec<&'a Arc<Policy>> {
+    let policies = cluster.policies_in(&endpoint.name.namespace);
+    isolating_of(policies, endpoint, direction)
+}
+
+/// The same, of policies that are all those of the pod's namespace.
+pub fn isolating_of<'a>(
+    policies: impl IntoIterator<Item = &'a Arc<Policy>>,
+    endpoint: &Pod,
+    direction: Direction,
+) -> Vec<&'a Arc<Policy>> {
     if !is_selectable(endpoint) {
         return Vec::new();
     }
-    cluster
-        .policies_in(&endpoint.name.namespace)
+    policies
+        .into_iter()
         .filter(|policy| policy.isolates(direction))
         .filter(|policy| policy.pods.selects(&endpoint.labels))
         .collect()

@@ -8,7 +8,7 @@ use agent_common::{Direction, Reason, RuleId, Verdict};
 use agent_policy::cluster::Cluster;
 use agent_policy::engine::EndpointStatus;
 use agent_policy::evaluate;
-use agent_policy::model::{Pod, RuleRef, Severity};
+use agent_policy::model::{ObjectName, Pod, Policy, RuleRef, Severity};
 
 use super::{DeniedReading, Reading, SlotReading};
 use crate::config::Posture;
@@ -75,15 +75,41 @@ async fn read<T: Send + 'static>(
 /// Rules with a row of their own in `RULE_HITS`, by that row.
 type RuleRows = HashMap<u32, (RuleId, RuleRef)>;
 
+/// What is read only when somebody looks at it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted {
+    /// How full the maps are, which is a walk over them.
+    pub maps: bool,
+    /// The policies that isolate each endpoint, which is a look at all policies of its namespace.
+    pub isolating: bool,
+}
+
+/// What the loop says. The rest of the reading is made of it outside the loop.
+struct Told {
+    reading: Reading,
+    rules: RuleRows,
+    policies: Vec<Arc<Policy>>,
+    /// The pods of the reading's endpoints.
+    pods: Vec<Option<Arc<Pod>>>,
+}
+
 impl Reading {
-    /// Reads the loop's state and the kernel's counts. How full maps are costs a walk over them:
-    /// `with_maps` when somebody looks.
+    /// Reads the loop's state and the kernel's counts.
     ///
     /// # Errors
     /// A map cannot be read, or the agent stops.
-    pub async fn take(handle: &Handle, with_maps: bool) -> Result<Self, TakeError> {
-        let (mut reading, rules) = handle.ask(|view| (told(view), rule_rows(view))).await?;
+    pub async fn take(handle: &Handle, wanted: Wanted) -> Result<Self, TakeError> {
+        let Told {
+            mut reading,
+            rules,
+            policies,
+            pods,
+        } = handle.ask(told).await?;
         read(handle, move |counted| {
+            reading.policies = policies.iter().map(|policy| named(policy)).collect();
+            if wanted.isolating {
+                say_isolating(&mut reading.endpoints, &pods, &policies);
+            }
             for (slot, reading) in &mut reading.slots {
                 count(counted, *slot, reading)?;
             }
@@ -97,7 +123,7 @@ impl Reading {
             reading.rule_hits = hits_of(counted, &rules)?;
             reading.allowed = allowed(counted)?;
             reading.counters = counted.counters()?;
-            if with_maps {
+            if wanted.maps {
                 reading.maps = fills(counted)?;
             }
             Ok(reading)
@@ -107,7 +133,7 @@ impl Reading {
 }
 
 /// What the loop says by itself; counts are still to be read.
-fn told(view: &View<'_>) -> Reading {
+fn told(view: &View<'_>) -> Told {
     let cluster = view.engine.cluster();
     let statuses: HashMap<u32, EndpointStatus> = view
         .engine
@@ -115,12 +141,14 @@ fn told(view: &View<'_>) -> Reading {
         .into_iter()
         .map(|each| (each.ifindex, each))
         .collect();
-    let mut endpoints: Vec<dto::Endpoint> = view
-        .endpoints
-        .values()
-        .map(|each| endpoint(cluster, each, statuses.get(&each.interface.ifindex.0)))
-        .collect();
-    endpoints.sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
+    let mut endpoints: Vec<&Endpoint> = view.endpoints.values().collect();
+    endpoints.sort_by_key(|each| &each.pod);
+    let of_endpoint = |each: &&Endpoint| {
+        let pod = cluster.pod(&each.uid);
+        let status = statuses.get(&each.interface.ifindex.0);
+        (endpoint(pod, each, status), pod.map(Arc::clone))
+    };
+    let (endpoints, pods) = endpoints.iter().map(of_endpoint).unzip();
     let is_failing = view.plans.failing.is_some() || view.plans.refused.is_some();
     let is_here = |pod: &Pod| {
         view.config
@@ -128,7 +156,7 @@ fn told(view: &View<'_>) -> Reading {
             .as_ref()
             .is_none_or(|node| *node == pod.node)
     };
-    Reading {
+    let reading = Reading {
         node: view.config.node.clone(),
         enforcing: view.phase == Phase::Enforcing && !is_failing,
         endpoints,
@@ -150,23 +178,47 @@ fn told(view: &View<'_>) -> Reading {
             .filter(|pod| pod.host_network && is_here(pod))
             .count(),
         findings: view.findings.iter().map(finding).collect(),
-        policies: cluster
-            .policies()
-            .map(|policy| {
-                let isolates = Direction::ALL.map(|direction| policy.isolates(direction));
-                (
-                    policy.name.namespace.to_string(),
-                    policy.name.name.to_string(),
-                    isolates,
-                )
-            })
-            .collect(),
         pods: cluster.pods().count(),
         namespaces: cluster.namespaces().count(),
         slots: slots(view),
         folds: view.folds.number(),
         plans: view.plans.clone(),
         ..Reading::default()
+    };
+    Told {
+        reading,
+        rules: rule_rows(view),
+        policies: cluster.policies().map(Arc::clone).collect(),
+        pods,
+    }
+}
+
+/// Namespace, name, and what it isolates.
+fn named(policy: &Policy) -> (String, String, [bool; 2]) {
+    let isolates = Direction::ALL.map(|direction| policy.isolates(direction));
+    let ObjectName { namespace, name } = &policy.name;
+    (namespace.to_string(), name.to_string(), isolates)
+}
+
+/// Names the policies that isolate each endpoint.
+fn say_isolating(
+    endpoints: &mut [dto::Endpoint],
+    pods: &[Option<Arc<Pod>>],
+    policies: &[Arc<Policy>],
+) {
+    let mut by_namespace: HashMap<&str, Vec<&Arc<Policy>>> = HashMap::new();
+    for policy in policies {
+        let namespace = by_namespace.entry(&policy.name.namespace).or_default();
+        namespace.push(policy);
+    }
+    for (endpoint, pod) in endpoints.iter_mut().zip(pods) {
+        let Some(pod) = pod else { continue };
+        let policies = by_namespace.get(&*pod.name.namespace);
+        for (said, direction) in endpoint.directions.iter_mut().zip(Direction::ALL) {
+            let all = policies.into_iter().flatten().copied();
+            let isolating = evaluate::isolating_of(all, pod, direction);
+            said.isolated_by = isolating.iter().map(|each| each.name.to_string()).collect();
+        }
     }
 }
 
@@ -322,7 +374,7 @@ fn finding(reported: &crate::source::Reported) -> dto::Finding {
 }
 
 fn endpoint(
-    cluster: &Cluster,
+    pod: Option<&Arc<Pod>>,
     endpoint: &Endpoint,
     status: Option<&EndpointStatus>,
 ) -> dto::Endpoint {
@@ -346,24 +398,17 @@ fn endpoint(
         }
         EndpointState::Failed { error } => (dto::EndpointState::Failed, Some(error.clone())),
     };
-    let pod = cluster.pod(&endpoint.uid);
     let slot = status.map(|status| status.slot).filter(|slot| *slot != 0);
     let directions = Direction::ALL.map(|direction| {
         let place = usize::from(direction.index());
         let set = status
             .and_then(|status| status.sets.get(place).copied())
             .filter(|set| *set != 0);
-        let isolated_by: Vec<String> = pod
-            .map(|pod| evaluate::isolating(cluster, pod, direction))
-            .unwrap_or_default()
-            .iter()
-            .map(|policy| policy.name.to_string())
-            .collect();
         dto::EndpointDirection {
             direction: direction.into(),
             isolated: set.is_some(),
             set,
-            isolated_by,
+            isolated_by: Vec::new(),
             passed: dto::Traffic::default(),
             dropped: BTreeMap::new(),
         }
