@@ -95,6 +95,10 @@ pub(crate) fn check(best: Method) -> Result<()> {
     flows.expect(true, "the next agent took over")?;
     compare(&stage.lab)?;
     report::ok("the next agent takes over without a gap");
+    // Once only: what is left of a cut association holds the server's port.
+    stage.remove("server.yaml")?;
+    sctp::check(&mut stage, report::ok)?;
+    stage.apply("server.yaml", &policy("shop", "server", GUARDED))?;
 
     if best != Method::Clsact {
         clear(&mut stage)?;
@@ -132,7 +136,6 @@ fn enforce(stage: &mut Stage, method: Method) -> Result<()> {
 
     stage.remove("bound.yaml")?;
     stage.remove("server.yaml")?;
-    sctp::check(stage, ok)?;
     stage.apply("server.yaml", &policy("shop", "server", GUARDED))
 }
 
