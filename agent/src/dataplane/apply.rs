@@ -1,6 +1,6 @@
 //! Carries out a plan: each write in order, each read back, equal neighbours in one batch.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::BTreeSet;
 use std::io;
 
 use agent_common::Address;
@@ -374,13 +374,8 @@ fn put_all<K: Plain, V: Plain>(
     values: &[V],
 ) -> Result<usize, Stopped> {
     let (done, result) = table.put_all(keys, values);
-    let written = || keys.iter().zip(values).take(done);
-    let seen = seen_by_walking(table, written());
-    for (index, (key, value)) in written().enumerate() {
-        if !seen.contains(key.as_bytes()) {
-            same(table, key, value).map_err(|cause| (index, table.name(), cause))?;
-        }
-    }
+    let written: Vec<(&K, &V)> = keys.iter().zip(values).take(done).collect();
+    read_back(table, &written).map_err(|(index, cause)| (index, table.name(), cause))?;
     result.map(|()| done).map_err(|error| {
         (
             done,
@@ -390,25 +385,54 @@ fn put_all<K: Plain, V: Plain>(
     })
 }
 
-/// The keys that hold their values, of a run so large that walking the whole map is cheaper than
-/// asking for each. A key that is missing here is not yet known to be wrong.
-fn seen_by_walking<'a, K: Plain + 'a, V: Plain + 'a>(
+/// Compares the map with what was written to it; the number is the place of the first difference.
+/// A key may have been written more than once: the last value is to be there.
+fn read_back<K: Plain, V: Plain>(
     table: &Table<K, V>,
-    written: impl ExactSizeIterator<Item = (&'a K, &'a V)>,
-) -> HashSet<&'a [u8]> {
-    let mut seen = HashSet::new();
-    if written.len() < WORTH_A_WALK || written.len() < table.capacity() as usize / 8 {
+    written: &[(&K, &V)],
+) -> Result<(), (usize, ApplyCause)> {
+    let key_at = |place: usize| written.get(place).map(|(key, _)| key.as_bytes());
+    // Plans come sorted, nearly always, so this only looks.
+    let mut places: Vec<usize> = (0..written.len()).collect();
+    places.sort_by_key(|place| key_at(*place));
+    let mut last = Vec::with_capacity(places.len());
+    for place in places {
+        match last.last_mut() {
+            Some(before) if key_at(*before) == key_at(place) => *before = place,
+            Some(_) | None => last.push(place),
+        }
+    }
+    let seen = seen_by_walking(table, written, &last);
+    let unseen = last.iter().zip(seen).filter(|(_, seen)| !seen);
+    for (place, _) in unseen {
+        if let Some((key, value)) = written.get(*place) {
+            same(table, key, value).map_err(|cause| (*place, cause))?;
+        }
+    }
+    Ok(())
+}
+
+/// Which of the places, sorted by their keys, hold their values, for a run so large that walking
+/// the whole map is cheaper than asking for each. What is not seen is not yet known to be wrong.
+fn seen_by_walking<K: Plain, V: Plain>(
+    table: &Table<K, V>,
+    written: &[(&K, &V)],
+    places: &[usize],
+) -> Vec<bool> {
+    let mut seen = vec![false; places.len()];
+    if places.len() < WORTH_A_WALK || places.len() < table.capacity() as usize / 8 {
         return seen;
     }
-    let wanted: HashMap<&[u8], &[u8]> = written
-        .map(|(key, value)| (key.as_bytes(), value.as_bytes()))
-        .collect();
-    seen.reserve(wanted.len());
+    let at = |place: &usize| written.get(*place);
     let walked = table.walk(|key, value| {
-        if let Some((key, wanted)) = wanted.get_key_value(key)
-            && *wanted == value
+        let found = places
+            .binary_search_by(|place| at(place).map(|(key, _)| key.as_bytes()).cmp(&Some(key)));
+        if let Ok(found) = found
+            && let Some((_, wanted)) = places.get(found).and_then(at)
+            && wanted.as_bytes() == value
+            && let Some(seen) = seen.get_mut(found)
         {
-            seen.insert(*key);
+            *seen = true;
         }
     });
     if let Err(error) = walked {
