@@ -5,6 +5,7 @@
 //! its series go. Families with closed labels start at 0, so that the first refusal is an increase.
 
 mod aging;
+mod encoder;
 mod ledger;
 
 use std::collections::BTreeMap;
@@ -14,15 +15,16 @@ use std::time::Duration;
 
 use agent_common::maps::{Counter, DeniedKey};
 use agent_common::{Direction, Reason, Verdict};
-use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, oneshot};
 
+use self::encoder::{Encoder, Labels, Value};
 use self::ledger::Ledger;
 use crate::dto::{DirectionWord, EndpointState};
 use crate::reading::{self, Denial, DeniedReading, Reading, TakeError, Wanted};
-use crate::reconcile::{Handle, Histogram};
+use crate::reconcile::Handle;
 
 /// What the text is, for whoever scrapes it.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -31,72 +33,6 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 /// Refusals named or removed between two plans.
 const DENIALS_AT_ONCE: usize = 256;
-
-type Labels = Vec<(&'static str, String)>;
-
-/// One encoded value.
-enum Value<'a> {
-    Count(u64),
-    Level(f64),
-    Histogram(&'a Histogram),
-}
-
-struct Encoder<'a, 'b>(&'a mut DescriptorEncoder<'b>);
-
-impl Encoder<'_, '_> {
-    #[expect(single_use_lifetimes, reason = "anonymous ones are not stable here")]
-    fn family<'v>(
-        &mut self,
-        name: &str,
-        help: &str,
-        kind: MetricType,
-        series: impl IntoIterator<Item = (Labels, Value<'v>)>,
-    ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, kind)?;
-        for (labels, value) in series {
-            if labels.is_empty() {
-                return write_value(family, &value);
-            }
-            let one: MetricEncoder<'_> = family.encode_family(&labels)?;
-            write_value(one, &value)?;
-        }
-        Ok(())
-    }
-
-    fn counter(&mut self, name: &str, help: &str, series: Vec<(Labels, u64)>) -> fmt::Result {
-        let series = series
-            .into_iter()
-            .map(|(labels, count)| (labels, Value::Count(count)));
-        self.family(name, help, MetricType::Counter, series)
-    }
-
-    fn gauge(&mut self, name: &str, help: &str, series: Vec<(Labels, f64)>) -> fmt::Result {
-        let series = series
-            .into_iter()
-            .map(|(labels, level)| (labels, Value::Level(level)));
-        self.family(name, help, MetricType::Gauge, series)
-    }
-}
-
-fn write_value(mut one: MetricEncoder<'_>, value: &Value<'_>) -> fmt::Result {
-    match value {
-        Value::Count(count) => one.encode_counter::<NoLabelSet, _, u64>(count, None),
-        Value::Level(level) => one.encode_gauge(level),
-        Value::Histogram(histogram) => {
-            let buckets: Vec<(f64, u64)> = Histogram::BOUNDS
-                .into_iter()
-                .zip(histogram.counts)
-                .chain([(f64::INFINITY, histogram.longer)])
-                .collect();
-            one.encode_histogram::<NoLabelSet>(
-                histogram.sum.as_secs_f64(),
-                histogram.count(),
-                &buckets,
-                None,
-            )
-        }
-    }
-}
 
 /// A moment's values, ready to be encoded.
 #[derive(Debug)]
