@@ -76,8 +76,6 @@ enum Remedy {
     Component(&'static str),
     /// A target of the Rust toolchain.
     Target(&'static str),
-    /// The BPF file system.
-    Mount,
 }
 
 impl Remedy {
@@ -92,7 +90,6 @@ impl Remedy {
                 .env("LLVM_PREFIX", LLVM),
             Self::Component(name) => Step::new("rustup").args(["component", "add", name]),
             Self::Target(name) => Step::new("rustup").args(["target", "add", name]),
-            Self::Mount => Step::new("mount").args(["-t", "bpf", "bpf", "/sys/fs/bpf"]),
         }))
     }
 }
@@ -195,13 +192,6 @@ fn missing(what: What) -> Result<Vec<Missing>> {
             }
         }
     }
-    if what.includes(What::Lab) && !bpffs_is_mounted()? {
-        missing.push(Missing {
-            what: "the BPF file system at /sys/fs/bpf".to_owned(),
-            why: "maps and programs outlive the agent there",
-            remedy: Remedy::Mount,
-        });
-    }
     Ok(missing)
 }
 
@@ -242,12 +232,7 @@ fn install(missing: &[Missing]) -> Result<()> {
         let Some(step) = item.remedy.step()? else {
             continue;
         };
-        match item.remedy {
-            Remedy::Mount => step.with_root("mounting")?.run()?,
-            Remedy::Apt(_) | Remedy::BpfLinker | Remedy::Component(_) | Remedy::Target(_) => {
-                step.run()?;
-            }
-        }
+        step.run()?;
     }
     eprintln!("nothing is missing any more");
     Ok(())
@@ -256,7 +241,7 @@ fn install(missing: &[Missing]) -> Result<()> {
 fn packages(missing: &[Missing]) -> Vec<&'static str> {
     let packages = missing.iter().filter_map(|item| match item.remedy {
         Remedy::Apt(name) => Some(name),
-        Remedy::BpfLinker | Remedy::Component(_) | Remedy::Target(_) | Remedy::Mount => None,
+        Remedy::BpfLinker | Remedy::Component(_) | Remedy::Target(_) => None,
     });
     packages.collect()
 }
@@ -332,13 +317,6 @@ fn has_target(target: &str) -> Result<bool> {
         .args(["--print", "target-libdir", "--target", target])
         .output()?;
     Ok(Path::new(dir.trim()).is_dir())
-}
-
-fn bpffs_is_mounted() -> Result<bool> {
-    let mounts = fs::read_to_string("/proc/self/mounts").context("reading /proc/self/mounts")?;
-    Ok(mounts
-        .lines()
-        .any(|line| line.contains(" /sys/fs/bpf bpf ")))
 }
 
 #[cfg(test)]
