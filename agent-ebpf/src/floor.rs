@@ -19,6 +19,8 @@
     reason = "halves of words; the kernel aligns every map value to 8 bytes"
 )]
 
+#[cfg(target_arch = "bpf")]
+mod object;
 mod words;
 
 use agent_common::maps::{ENDPOINT_ROWS, EndpointWord};
@@ -347,19 +349,6 @@ fn count_torn(place: u32, torn: u64) {
             unsafe { *row += amount };
         }
     }
-}
-
-/// What the kernel's GPL-only helpers ask for.
-#[cfg(target_arch = "bpf")]
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier would refuse an endless loop, so a reachable panic cannot be loaded.
-    loop {}
 }
 
 #[cfg(not(target_arch = "bpf"))]

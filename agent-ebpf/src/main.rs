@@ -30,6 +30,8 @@ mod action;
 mod diagnostics;
 mod entry;
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod object;
 mod skb;
 mod tables;
 mod words;
@@ -121,19 +123,6 @@ fn arrival(context: &TcContext, hook: Hook) -> Arrival {
         ifindex: skb::ifindex(context),
         ingress_ifindex: skb::ingress_ifindex(context),
     }
-}
-
-/// What the kernel's GPL-only helpers ask for.
-#[cfg(target_arch = "bpf")]
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier would refuse an endless loop, so a reachable panic cannot be loaded.
-    loop {}
 }
 
 #[cfg(not(target_arch = "bpf"))]
