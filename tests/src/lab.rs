@@ -12,6 +12,7 @@ pub mod measure;
 
 pub mod namespace;
 pub mod netlink;
+pub mod objects;
 mod outside;
 mod sides;
 pub mod stage;
@@ -20,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -245,6 +247,20 @@ impl Lab {
         )?;
         inside.set_up(LOOPBACK)?;
         Ok(inside)
+    }
+
+    /// Gives the node's packet filter rules, by nft(8).
+    pub fn nft(&self, rules: &str) -> Result<()> {
+        let output = self.node.enter(|| {
+            Command::new("nft")
+                .arg(rules)
+                .output()
+                .context("starting nft; `cargo xtask setup` installs it")
+        })?;
+        if !output.status.success() {
+            bail!("nft: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
     }
 
     /// Takes a pod's namespace away, as its deletion would.

@@ -4,13 +4,13 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use tests::lab::agent::{Agent, get, log};
 use tests::lab::namespace::Namespace;
-use tests::lab::stage::{Stage, policy};
+use tests::lab::objects::{namespace, pod, policy};
+use tests::lab::stage::Stage;
 
 const PORT: u16 = 8080;
 /// How long a message may take before the connection counts as cut.
@@ -28,14 +28,15 @@ const CALLS_ONLY: &str = "{podSelector: {matchLabels: {role: client}}, policyTyp
 
 fn cluster() -> String {
     let pod = |name: &str, number: u8| {
-        format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{namespace: shop, name: {name}, labels: {{role: {name}}}}}\n\
-             spec: {{containers: [{{name: c, image: i}}]}}\n\
-             status: {{podIP: 10.5.0.{number}, podIPs: [{{ip: 10.5.0.{number}}}, {{ip: \"fd05::{number}\"}}]}}\n"
+        let addresses = [format!("10.5.0.{number}"), format!("fd05::{number}")];
+        pod(
+            &format!("shop/{name}"),
+            &format!("role: {name}"),
+            &addresses,
         )
     };
     [
-        "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n".to_owned(),
+        namespace("shop", ""),
         pod("server", 1),
         pod("client", 2),
         pod("other", 3),
@@ -55,8 +56,7 @@ fn node(tracks: bool) -> Result<Stage> {
         .lab
         .write_manifest("policies.yaml", &policies.join("---\n"))?;
     if tracks {
-        nft(
-            &stage,
+        stage.lab.nft(
             "add table inet kube\n\
              add chain inet kube forward { type filter hook forward priority 0; }\n\
              add rule inet kube forward ct state new counter\n\
@@ -68,22 +68,6 @@ fn node(tracks: bool) -> Result<Stage> {
         )?;
     }
     Ok(stage)
-}
-
-/// Has the node's packet filter do something.
-fn nft(stage: &Stage, rules: &str) -> Result<()> {
-    let output = stage.lab.node().enter(|| {
-        Command::new("nft")
-            .arg(rules)
-            .output()
-            .context("starting nft; `cargo xtask setup` installs it")
-    })?;
-    ensure!(
-        output.status.success(),
-        "nft: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
 }
 
 /// Both ends of a TCP connection and a UDP flow.

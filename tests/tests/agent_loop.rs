@@ -2,7 +2,6 @@
 //! leaves enforcement in place when it goes.
 #![expect(
     clippy::unwrap_used,
-    clippy::indexing_slicing,
     reason = "helpers of tests: a panic is the failure's report"
 )]
 
@@ -14,7 +13,7 @@ use agent::dto::{Endpoint, EndpointState, Status};
 use agent_policy::model::Protocol;
 use anyhow::bail;
 use tests::lab::agent::{Agent, ask, log, picket};
-use tests::lab::{Lab, wait_until};
+use tests::lab::{Lab, objects, wait_until};
 use tests::probe::{self, Patience, Probe, Server, Servers};
 
 const PORT: u16 = 8080;
@@ -33,17 +32,8 @@ fn address(text: &str) -> IpAddr {
 }
 
 fn pod(name: &str, labels: &str, addresses: &[&str]) -> String {
-    let ips: Vec<String> = addresses
-        .iter()
-        .map(|ip| format!("{{ip: {ip:?}}}"))
-        .collect();
-    format!(
-        "---\napiVersion: v1\nkind: Pod\nmetadata: {{namespace: shop, name: {name}, labels: \
-         {{{labels}}}}}\nspec: {{containers: [{{name: c, image: none}}]}}\nstatus: {{podIP: {first:?}, \
-         podIPs: [{ips}]}}\n",
-        first = addresses[0],
-        ips = ips.join(", "),
-    )
+    let pod = objects::pod(&format!("shop/{name}"), labels, addresses);
+    format!("---\n{pod}")
 }
 
 const NAMESPACE: &str = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n";

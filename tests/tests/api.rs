@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::lab::agent::{Agent, get, request};
-use tests::lab::stage::{Stage, policy};
+use tests::lab::objects::policy;
+use tests::lab::stage::Stage;
 use tests::lab::wait_until;
 
 const CLUSTER: &str = "

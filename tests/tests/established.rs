@@ -13,7 +13,8 @@ use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
 use tests::lab::agent::{Agent, ask, run_picket};
 use tests::lab::namespace::sysctl;
-use tests::lab::stage::{Stage, endpoint, policy};
+use tests::lab::objects::{namespace, pod, policy};
+use tests::lab::stage::{Stage, endpoint};
 use tests::lab::wait_until;
 use tests::probe::{Server, Servers};
 
@@ -25,17 +26,15 @@ const ALLOW_CLIENT: &str = "{podSelector: {matchLabels: {role: server}}, ingress
 const ALLOW_ALL: &str = "{podSelector: {}, ingress: [{}], egress: [{}]}";
 
 fn cluster(role_of_other: &str) -> String {
-    let pod = |name: &str, ip: &str, role: &str| {
-        format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{namespace: shop, name: {name}, labels: {{role: {role}}}}}\n\
-             spec: {{containers: [{{name: c, image: i}}]}}\nstatus: {{podIP: {ip}}}\n"
-        )
-    };
     [
-        "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n".to_owned(),
-        pod("server", SERVER, "server"),
-        pod("client", "10.3.0.2", "client"),
-        pod("other", "10.3.0.3", role_of_other),
+        namespace("shop", ""),
+        pod("shop/server", "role: server", &[SERVER]),
+        pod("shop/client", "role: client", &["10.3.0.2"]),
+        pod(
+            "shop/other",
+            &format!("role: {role_of_other}"),
+            &["10.3.0.3"],
+        ),
     ]
     .join("---\n")
 }

@@ -11,7 +11,8 @@ use agent::dto::{EndpointState, Status};
 use agent_policy::model::Protocol;
 use anyhow::{Context as _, Result, ensure};
 use tests::lab::agent::{Agent, ask};
-use tests::lab::stage::{Stage, endpoint, policy};
+use tests::lab::objects::{namespace, pod, policy};
+use tests::lab::stage::{Stage, endpoint};
 use tests::lab::wait_until;
 use tests::probe::{self, Patience, Probe, Server, Servers};
 
@@ -20,19 +21,16 @@ const WITHIN: Duration = Duration::from_secs(15);
 /// Whoever is a friend may be called, and nobody else.
 const POLICY: &str = "{podSelector: {matchLabels: {role: closed}}, policyTypes: [Ingress, Egress]}";
 
-fn pod(name: &str, role: &str, address: &str) -> String {
-    format!(
-        "---\napiVersion: v1\nkind: Pod\nmetadata: {{namespace: shop, name: {name}, labels: {{role: {role}}}}}\n\
-         spec: {{containers: [{{name: c, image: i}}]}}\nstatus: {{podIP: {address}}}\n"
-    )
-}
-
 fn cluster(pods: &[(&str, &str, &str)]) -> String {
-    let mut text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n".to_owned();
-    for (name, role, address) in pods {
-        text += &pod(name, role, address);
-    }
-    text
+    let pods = pods.iter().map(|(name, role, address)| {
+        pod(
+            &format!("shop/{name}"),
+            &format!("role: {role}"),
+            &[address],
+        )
+    });
+    let objects: Vec<String> = std::iter::once(namespace("shop", "")).chain(pods).collect();
+    objects.join("---\n")
 }
 
 fn serve(stage: &Stage, pod: &str) -> Result<Servers> {

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use tests::lab::agent::Agent;
 use tests::lab::namespace::Namespace;
-use tests::lab::stage::{Stage, policy};
+use tests::lab::objects::{namespace, pod, policy};
+use tests::lab::stage::Stage;
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 12, 0, 1);
 const PORT: u16 = 8080;
@@ -54,9 +55,10 @@ fn is_open(round: u64) -> bool {
 /// the stranger never, and the third one by turns.
 fn manifests(round: u64) -> String {
     let pod = |name: &str, labels: &str, number: u8| {
-        format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{namespace: shop, name: {name}, labels: {{{labels}}}}}\n\
-             spec: {{containers: [{{name: c, image: i}}]}}\nstatus: {{podIP: 10.12.0.{number}}}\n"
+        pod(
+            &format!("shop/{name}"),
+            labels,
+            &[Ipv4Addr::new(10, 12, 0, number)],
         )
     };
     let (friend, calls) = if round.is_multiple_of(2) {
@@ -87,7 +89,7 @@ fn manifests(round: u64) -> String {
     );
     let may = if is_open(round) { "yes" } else { "no" };
     [
-        "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n".to_owned(),
+        namespace("shop", ""),
         pod("server", "role: server", 1),
         pod("friend", "role: friend", 2),
         pod("stranger", &format!("round: \"{round}\""), 3),

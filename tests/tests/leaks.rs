@@ -10,7 +10,8 @@ use std::time::Duration;
 use agent::dto::Status;
 use anyhow::{Context as _, Result, ensure};
 use tests::lab::agent::ask;
-use tests::lab::stage::{Stage, policy};
+use tests::lab::objects::{namespace, policy};
+use tests::lab::stage::Stage;
 use tests::lab::wait_until;
 
 const PINS: &str = "/sys/fs/bpf/picket";
@@ -36,10 +37,8 @@ fn cycles() -> usize {
 }
 
 fn cluster() -> String {
-    format!(
-        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop}}\n---\n{}",
-        pod("server", "role: server", SERVER.0)
-    )
+    let server = pod("server", "role: server", SERVER.0);
+    [namespace("shop", ""), server].join("---\n")
 }
 
 fn pod(name: &str, labels: &str, address: &str) -> String {

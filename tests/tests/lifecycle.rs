@@ -8,7 +8,8 @@ use agent::dto::Status;
 use agent_policy::model::Protocol;
 use anyhow::Result;
 use tests::lab::agent::{Agent, ask};
-use tests::lab::stage::{Stage, policy};
+use tests::lab::objects::{namespace, pod, policy};
+use tests::lab::stage::Stage;
 use tests::lab::wait_until;
 use tests::probe::{self, Patience, Probe, Server, Servers};
 
@@ -23,20 +24,9 @@ fn cluster(team: &str, role: &str) -> String {
         "{}---\n{}---\n{}---\n{}---\n{}",
         namespace("servers", ""),
         namespace("clients", &format!("team: {team}")),
-        pod("servers", "server", "10.2.0.1", ""),
-        pod("clients", "client", "10.2.0.2", &format!("role: {role}")),
-        pod("clients", "other", "10.2.0.3", "role: other"),
-    )
-}
-
-fn namespace(name: &str, labels: &str) -> String {
-    format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n")
-}
-
-fn pod(namespace: &str, name: &str, ip: &str, labels: &str) -> String {
-    format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{namespace: {namespace}, name: {name}, labels: {{{labels}}}}}\n\
-         spec: {{containers: [{{name: c, image: i}}]}}\nstatus: {{podIP: {ip}}}\n"
+        pod("servers/server", "", &["10.2.0.1"]),
+        pod("clients/client", &format!("role: {role}"), &["10.2.0.2"]),
+        pod("clients/other", "role: other", &["10.2.0.3"]),
     )
 }
 
@@ -168,17 +158,17 @@ fn address_of_a_removed_pod_means_its_next_owner() -> Result<()> {
             "{}---\n{}---\n{}---\n{others}",
             namespace("servers", ""),
             namespace("clients", "team: trusted"),
-            pod("servers", "server", "10.2.0.1", ""),
+            pod("servers/server", "", &["10.2.0.1"]),
         )
     };
 
     // The trusted client goes, a stranger gets its address.
     stage.lab.remove_pod("clients/client")?;
-    let other = pod("clients", "other", "10.2.0.3", "role: other");
+    let other = pod("clients/other", "role: other", &["10.2.0.3"]);
     stage.apply("cluster.yaml", &rest(&other))?;
     let client: IpAddr = "10.2.0.2".parse()?;
     stage.lab.add_pod("clients/stranger", &[client])?;
-    let stranger = pod("clients", "stranger", "10.2.0.2", "role: stranger");
+    let stranger = pod("clients/stranger", "role: stranger", &["10.2.0.2"]);
     stage.apply("cluster.yaml", &rest(&format!("{other}---\n{stranger}")))?;
     known(&stage, "clients/stranger")?;
     assert!(
@@ -193,7 +183,7 @@ fn address_of_a_removed_pod_means_its_next_owner() -> Result<()> {
     stage.lab.add_pod("clients/free", &[server])?;
     let pods = format!(
         "{other}---\n{stranger}---\n{}",
-        pod("clients", "free", "10.2.0.1", "role: free")
+        pod("clients/free", "role: free", &["10.2.0.1"])
     );
     let cluster = format!("{}---\n{pods}", namespace("clients", "team: trusted"));
     stage.apply("cluster.yaml", &cluster)?;
@@ -296,7 +286,7 @@ fn stranger_under(posture: &str) -> Result<(bool, bool)> {
         reaches(&stage, "clients/early", "servers/server")?,
     );
 
-    stage.apply("early.yaml", &pod("clients", "early", "10.2.0.9", ""))?;
+    stage.apply("early.yaml", &pod("clients/early", "", &["10.2.0.9"]))?;
     known(&stage, "clients/early")?;
     assert!(reaches(&stage, "clients/early", "servers/server")?, "known");
     assert!(reaches(&stage, "servers/server", "clients/early")?, "known");
@@ -322,7 +312,7 @@ fn pod_that_comes_while_the_agent_runs_is_enforced_once_its_object_is_known() ->
     let _servers = serve(&stage, "servers/server")?;
     stage.apply("policy.yaml", &policy("servers", "p", ALLOW_CLIENTS))?;
 
-    let early = pod("clients", "early", "10.2.0.9", "");
+    let early = pod("clients/early", "", &["10.2.0.9"]);
     stage.apply("early.yaml", &early)?;
     known(&stage, "clients/early")?;
     assert!(
@@ -331,7 +321,7 @@ fn pod_that_comes_while_the_agent_runs_is_enforced_once_its_object_is_known() ->
     );
     stage.apply(
         "early.yaml",
-        &pod("clients", "early", "10.2.0.9", "role: client"),
+        &pod("clients/early", "role: client", &["10.2.0.9"]),
     )?;
     assert!(
         reaches(&stage, "clients/early", "servers/server")?,

@@ -12,7 +12,8 @@ use anyhow::{Result, ensure};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType};
 use tests::lab::agent::ask;
 use tests::lab::namespace::sysctl;
-use tests::lab::stage::{Stage, endpoint, policy};
+use tests::lab::objects::{namespace, pod, policy};
+use tests::lab::stage::{Stage, endpoint};
 use tests::lab::wait_until;
 
 const PORT: u16 = 8080;
@@ -51,28 +52,15 @@ impl World {
     }
 
     fn manifests(&self) -> String {
-        let namespace = |name: &str, labels: &str| {
-            format!(
-                "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n"
-            )
-        };
         [
             namespace("servers", self.servers),
             namespace("clients", self.clients),
-            pod("servers/server", self.server, SERVER),
-            pod("clients/client", self.client, CLIENT),
+            pod("servers/server", self.server, &[SERVER]),
+            pod("clients/client", self.client, &[CLIENT]),
             self.more.clone(),
         ]
         .join("---\n")
     }
-}
-
-fn pod(name: &str, labels: &str, address: Ipv4Addr) -> String {
-    let (namespace, name) = name.split_once('/').unwrap_or_default();
-    format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{namespace: {namespace}, name: {name}, labels: {{{labels}}}}}\n\
-         spec: {{containers: [{{name: c, image: i}}]}}\nstatus: {{podIP: {address}}}\n"
-    )
 }
 
 /// Flows from the client to the server, with both ends in hand.
@@ -264,8 +252,8 @@ fn a_peer_that_goes_and_whose_address_another_gets_leaves_it_no_flow() -> Result
         // The same interface and address, so the very same sockets: another pod by its object.
         let manifests = world.manifests();
         let gone = manifests.replace(
-            &pod("clients/client", world.client, CLIENT),
-            &pod("clients/heir", "role: heir", CLIENT),
+            &pod("clients/client", world.client, &[CLIENT]),
+            &pod("clients/heir", "role: heir", &[CLIENT]),
         );
         stage.apply("cluster.yaml", &gone)?;
         wait_until(
@@ -319,7 +307,7 @@ fn events_that_change_no_verdict_bump_no_revision() -> Result<()> {
     let elsewhere = pod(
         "clients/elsewhere",
         "role: client",
-        Ipv4Addr::new(10, 8, 9, 9),
+        &[Ipv4Addr::new(10, 8, 9, 9)],
     );
     world.more = elsewhere;
     stage.apply("cluster.yaml", &world.manifests())?;

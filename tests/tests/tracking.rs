@@ -5,14 +5,14 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use tests::lab::agent::{Agent, get};
 use tests::lab::namespace::Namespace;
-use tests::lab::stage::{Stage, policy};
+use tests::lab::objects::{namespace, pod, policy};
+use tests::lab::stage::Stage;
 
 const PORT: u16 = 8080;
 const HEARD_WITHIN: Duration = Duration::from_secs(2);
@@ -38,20 +38,14 @@ fn flows() -> u32 {
 }
 
 fn stage(options: &[&str]) -> Result<Stage> {
-    let pod = |name: &str, labels: &str, address: Ipv4Addr| {
-        format!(
-            "---\napiVersion: v1\nkind: Pod\nmetadata: {{namespace: shop, name: {name}, labels: {{{labels}}}}}\n\
-             spec: {{containers: [{{name: c, image: i}}]}}\nstatus: {{podIP: {address}}}\n"
-        )
-    };
     let cluster = [
-        "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n".to_owned(),
-        pod("server", "serves: \"yes\"", SERVER),
-        pod("client", "calls: \"yes\"", CLIENT),
-        pod("flooded", "serves: \"yes\"", FLOODED),
-        pod("flooder", "calls: \"yes\"", FLOODER),
+        namespace("shop", ""),
+        pod("shop/server", "serves: \"yes\"", &[SERVER]),
+        pod("shop/client", "calls: \"yes\"", &[CLIENT]),
+        pod("shop/flooded", "serves: \"yes\"", &[FLOODED]),
+        pod("shop/flooder", "calls: \"yes\"", &[FLOODER]),
     ];
-    let mut stage = Stage::without_agent(&cluster.concat())?;
+    let mut stage = Stage::without_agent(&cluster.join("---\n"))?;
     let options: Vec<_> = options.iter().map(Into::into).collect();
     let mut agent = Agent::spawn(&stage.lab.manifests(), &options)?;
     agent.wait_ready()?;
@@ -285,17 +279,7 @@ fn two_pods_that_open_to_each_other_at_once_are_connected() -> Result<()> {
     let rules = "add table ip cross\n\
                  add chain ip cross forward { type filter hook forward priority 0; }\n\
                  add rule ip cross forward tcp flags & rst == rst drop\n";
-    let output = stage.lab.node().enter(|| {
-        Command::new("nft")
-            .arg(rules)
-            .output()
-            .context("starting nft; `cargo xtask setup` installs it")
-    })?;
-    ensure!(
-        output.status.success(),
-        "nft: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    stage.lab.nft(rules)?;
     let (one, other) = (
         SocketAddrV4::new(CLIENT, 41_000),
         SocketAddrV4::new(SERVER, 42_000),

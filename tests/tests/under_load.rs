@@ -13,7 +13,8 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::sched::{CloneFlags, setns};
 use tests::lab::agent::ask;
 use tests::lab::namespace::Namespace;
-use tests::lab::stage::{Stage, endpoint, policy};
+use tests::lab::objects::{namespace, pod, policy};
+use tests::lab::stage::{Stage, endpoint};
 use tests::lab::wait_until;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -64,13 +65,15 @@ const fn is_open(round: u64) -> bool {
 
 fn cluster() -> String {
     let pod = |name: &str, number: u8| {
-        format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{namespace: shop, name: {name}, labels: {{role: {name}}}}}\n\
-             spec: {{containers: [{{name: c, image: i}}]}}\nstatus: {{podIP: 10.6.0.{number}}}\n"
+        let address = format!("10.6.0.{number}");
+        pod(
+            &format!("shop/{name}"),
+            &format!("role: {name}"),
+            &[address],
         )
     };
     [
-        "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n".to_owned(),
+        namespace("shop", ""),
         pod("server", 1),
         pod("client", 2),
         pod("other", 3),

@@ -132,16 +132,26 @@ fn frame(step: &Step) -> Option<(Arrival, Vec<u8>)> {
         }
         bytes.truncate(bytes.len() - cut);
     }
-    let at = Arrival {
-        hook: if is_from_pod {
-            Hook::FromPod
-        } else {
-            Hook::ToPod
-        },
-        ifindex: POD.0,
-        ingress_ifindex: if is_from_pod { POD.0 } else { ingress_ifindex },
-    };
+    let at = passing(is_from_pod, ingress_ifindex);
     Some((at, bytes))
+}
+
+/// At the pod's interface, having entered the node elsewhere.
+const fn at_pod(hook: Hook, ingress_ifindex: u32) -> Arrival {
+    Arrival {
+        hook,
+        ifindex: POD.0,
+        ingress_ifindex,
+    }
+}
+
+/// What the pod sends, or what reaches it from `ingress_ifindex`.
+const fn passing(is_from_pod: bool, ingress_ifindex: u32) -> Arrival {
+    if is_from_pod {
+        at_pod(Hook::FromPod, POD.0)
+    } else {
+        at_pod(Hook::ToPod, ingress_ifindex)
+    }
 }
 
 fn flows(node: &Node) -> [HashMap<PendingKey, Connection>; 2] {
@@ -205,22 +215,10 @@ fn an_established_flow_is_passed_at_a_glance() {
                 (friend, pod)
             };
             let bytes = Frame::tcp(from, to, flags).bytes();
-            let at = Arrival {
-                hook: if is_from_pod {
-                    Hook::FromPod
-                } else {
-                    Hook::ToPod
-                },
-                ifindex: POD.0,
-                ingress_ifindex: if is_from_pod { POD.0 } else { UPLINK },
-            };
+            let at = passing(is_from_pod, UPLINK);
             let _outcome = classify(&node, bytes.as_slice(), &at);
         }
-        let at = Arrival {
-            hook: Hook::FromPod,
-            ifindex: POD.0,
-            ingress_ifindex: POD.0,
-        };
+        let at = at_pod(Hook::FromPod, POD.0);
         let bytes = Frame::tcp(pod, friend, 16).bytes();
         let room = &mut agent_common::classify::Room::default();
         assert_eq!(
@@ -237,11 +235,7 @@ fn a_refusal_is_forgotten_after_a_moment_even_when_nothing_told_of_a_change() {
     let family = &families()[0];
     let room = &mut Room::default();
     let bytes = Frame::tcp((family.pod, 40_000), (family.stranger, 443), 2).bytes();
-    let at = Arrival {
-        hook: Hook::FromPod,
-        ifindex: POD.0,
-        ingress_ifindex: POD.0,
-    };
+    let at = at_pod(Hook::FromPod, POD.0);
     let refused = Outcome::Drop(Reason::IsolatedNoRule);
     assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), refused);
     node.policy.peers.insert(
@@ -265,11 +259,7 @@ fn a_refusal_is_forgotten_at_once_when_the_peer_changes() {
         let mut node = node();
         let room = &mut Room::default();
         let bytes = Frame::tcp((family.pod, 40_000), (family.stranger, 443), 2).bytes();
-        let at = Arrival {
-            hook: Hook::FromPod,
-            ifindex: POD.0,
-            ingress_ifindex: POD.0,
-        };
+        let at = at_pod(Hook::FromPod, POD.0);
         let refused = Outcome::Drop(Reason::IsolatedNoRule);
         for _attempt in 0..2 {
             assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), refused);
@@ -290,11 +280,7 @@ fn what_a_hidden_neighbour_was_refused_is_not_held_against_whom_it_shows() {
         relabel(&mut node, family.neighbour, 0);
         // A masquerade shows a stranger; the interface tells who it is.
         let bytes = Frame::tcp((family.stranger, 40_000), (family.pod, 80), 2).bytes();
-        let at = Arrival {
-            hook: Hook::ToPod,
-            ifindex: POD.0,
-            ingress_ifindex: NEIGHBOUR.0,
-        };
+        let at = at_pod(Hook::ToPod, NEIGHBOUR.0);
         let refused = Outcome::Drop(Reason::IsolatedNoRule);
         assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), refused);
         relabel(&mut node, family.neighbour, FRIEND);

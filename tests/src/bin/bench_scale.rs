@@ -16,9 +16,11 @@ use agent_policy::model::{
 use agent_policy::selector::{Operator, Requirement, Selector};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::{Array, Map, MapData};
+use tests::cpu::thread_time;
 use tests::lab::bare;
 use tests::lab::namespace::leave_the_machine;
-use tests::lab::stage::{Stage, policy};
+use tests::lab::objects::policy;
+use tests::lab::stage::Stage;
 
 /// Changes of one policy, one after the other.
 const CHANGES: usize = 41;
@@ -147,9 +149,9 @@ impl Node {
         let plan = self.engine.plan(self.began.elapsed())?;
         let planned = Instant::now();
         let writes = plan.map(|plan| plan.writes.clone()).unwrap_or_default();
-        let (copied, busy) = (Instant::now(), cpu_time()?);
+        let (copied, busy) = (Instant::now(), thread_time());
         self.dataplane.apply(&writes)?;
-        let (maps, cpu) = (copied.elapsed(), cpu_time()?.saturating_sub(busy));
+        let (maps, cpu) = (copied.elapsed(), thread_time().saturating_sub(busy));
         self.engine.written(self.began.elapsed());
         Ok(Took {
             writes: writes.len(),
@@ -222,20 +224,6 @@ fn atom() -> Result<()> {
     };
     println!("the goal for writing, {} of CPU: {word}", ms(ATOM_WITHIN));
     Ok(())
-}
-
-fn cpu_time() -> Result<Duration> {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the call writes one `timespec`, which `time` is.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    ensure!(result == 0, "reading the thread's CPU time");
-    Ok(Duration::new(
-        time.tv_sec.cast_unsigned(),
-        u32::try_from(time.tv_nsec)?,
-    ))
 }
 
 fn ms(duration: Duration) -> String {

@@ -8,6 +8,7 @@ use ::agent::dto::{Endpoint, EndpointState, Status};
 use anyhow::{Context as _, Result, bail};
 
 use super::agent::{self, Agent, ask};
+use super::objects::policy;
 use super::{Lab, manifests, wait_until};
 
 /// How long a change may take on a machine that does other things, too. How fast it is, is
@@ -151,12 +152,4 @@ pub fn endpoint<'a>(status: &'a Status, pod: &str) -> Result<&'a Endpoint> {
         .iter()
         .find(|endpoint| pod == format!("{}/{}", endpoint.namespace, endpoint.pod))
         .with_context(|| format!("the agent knows no endpoint {pod}"))
-}
-
-/// A NetworkPolicy's YAML from its spec.
-pub fn policy(namespace: &str, name: &str, spec: &str) -> String {
-    format!(
-        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
-         metadata: {{namespace: {namespace}, name: {name}}}\nspec: {spec}\n"
-    )
 }

@@ -4,7 +4,7 @@
 
 mod check;
 
-use tests::lab::stage::policy;
+use tests::lab::objects::policy;
 
 use crate::check::check;
 

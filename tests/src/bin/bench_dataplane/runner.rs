@@ -1,11 +1,10 @@
 //! Programs under test: what they are handed, and what a run of one costs.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, ProgramArray};
 use aya::programs::{SchedClassifier, TestRun as _};
 use aya::{Ebpf, Pod, TestRunAttrs, TestRunOptions};
+use tests::cpu::thread_time;
 
 use crate::policy::{IFINDEX, PORT};
 
@@ -110,9 +109,9 @@ impl Runner {
         Array::try_from(map)?.set(0, variation, 0)?;
         let ingress_ifindex = if packets.is_to_pod { 2 } else { IFINDEX };
         let vary = program(&mut self.floor, "vary")?;
-        let before = cpu_time()?;
+        let before = thread_time();
         let action = test_run(vary, ingress_ifindex, packets.frame, runs)?;
-        let spent = cpu_time()?.saturating_sub(before);
+        let spent = thread_time().saturating_sub(before);
         ensure!(
             action.cast_signed() == packets.action,
             "{name} answers {} to the last packet, not {}",
@@ -150,20 +149,6 @@ fn test_run(
         attrs: TestRunAttrs::new(),
     })?;
     Ok(result.return_value)
-}
-
-fn cpu_time() -> Result<Duration> {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the call writes one `timespec`, which `time` is.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    ensure!(result == 0, "reading the thread's CPU time");
-    Ok(Duration::new(
-        time.tv_sec.cast_unsigned(),
-        u32::try_from(time.tv_nsec)?,
-    ))
 }
 
 pub(crate) fn lowest_decile(mut samples: Vec<f64>) -> f64 {

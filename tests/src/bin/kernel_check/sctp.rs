@@ -10,7 +10,8 @@ use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketFlags, SocketType, bind, connect, ipproto, listen, socket_with, sockopt,
 };
-use tests::lab::stage::{Stage, policy};
+use tests::lab::objects::policy;
+use tests::lab::stage::Stage;
 use tests::lab::{Lab, Place};
 
 use crate::report;

@@ -12,7 +12,8 @@ use agent_policy::model::Protocol;
 use anyhow::{Context as _, Result, bail, ensure};
 use tests::lab::agent::{self, Agent};
 use tests::lab::measure::{self, Row, Word};
-use tests::lab::stage::{Stage, policy};
+use tests::lab::objects::policy;
+use tests::lab::stage::Stage;
 use tests::lab::{Lab, manifests};
 use tests::probe::{self, Outcome, Patience, Probe};
 
