@@ -32,7 +32,7 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use agent_common::maps::EndpointWord;
+use agent_common::maps::{EndpointWord, peer_bucket};
 use agent_policy::engine::{Options, Progress};
 use agent_policy::model::Change;
 use agent_policy::plan::{Refused, Write};
@@ -429,6 +429,21 @@ fn a_row_of_configs_rests_before_it_is_used_again() {
     assert_eq!(retry_at, Some(node.now + Options::default().grace));
     node.now = retry_at.unwrap();
     node.settle().unwrap();
+}
+
+#[test]
+fn an_address_that_another_pod_takes_over_is_judged_again_although_its_class_stays() {
+    let mut node = Node::new(Options::default());
+    let ([before, takes_over], address) = node::taken_over();
+    node.happen(&before);
+    node.settle().unwrap();
+    node.happen(&takes_over);
+    let plan = node.engine.plan(node.now).unwrap().unwrap();
+    let stamped = plan.writes.iter().any(|write| {
+        matches!(write, Write::StampPeers { bucket, .. } if *bucket == peer_bucket(address.into()))
+    });
+    assert!(stamped, "{plan:?}");
+    assert_eq!(plan.summary.peers_moved, 0, "its class stays: {plan:?}");
 }
 
 /// Places of endpoints; the first is nobody's.

@@ -12,7 +12,8 @@ use agent_policy::cluster::Cluster;
 use agent_policy::engine::{Engine, LocalEndpoint, Options};
 use agent_policy::evaluate;
 use agent_policy::model::{
-    Change, Direction, Labels, ObjectName, Phase, Pod, PodUid, Policy, Protocol, RuleId, Verdict,
+    Change, Direction, Labels, NamespaceScope, ObjectName, Peer, Peers, Phase, Pod, PodUid, Policy,
+    Ports, Protocol, Rule, RuleId, Verdict,
 };
 use agent_policy::plan::Refused;
 use agent_policy::selector::Selector;
@@ -371,9 +372,9 @@ pub(crate) fn isolating_then_open() -> [Vec<Event>; 2] {
     isolating_many_then_open(1)
 }
 
-/// So many local pods that one policy isolates, then the policy is gone.
-pub(crate) fn isolating_many_then_open(pods: usize) -> [Vec<Event>; 2] {
-    let pod = |index: usize| Pod {
+/// A pod without labels, with an address of its own.
+fn plain_pod(index: usize) -> Pod {
+    Pod {
         uid: uid(index),
         name: ObjectName::new("a", format!("pod-{index}")),
         labels: Labels::new(),
@@ -385,18 +386,55 @@ pub(crate) fn isolating_many_then_open(pods: usize) -> [Vec<Event>; 2] {
         node: String::new(),
         workload: String::new(),
         annotations: Labels::new(),
-    };
-    let policy = Policy {
+    }
+}
+
+/// Isolates every pod of the namespace, and admits what the rules do.
+fn isolating(ingress: Vec<Rule>) -> Policy {
+    Policy {
         name: ObjectName::new("a", "p"),
         pods: Selector::EVERYTHING,
         isolates_ingress: true,
         isolates_egress: false,
-        ingress: Vec::new(),
+        ingress,
         egress: Vec::new(),
         annotations: Labels::new(),
+    }
+}
+
+/// A local pod that admits its namespace's, one of which gives its address to another of the same
+/// labels; and the address.
+pub(crate) fn taken_over() -> ([Vec<Event>; 2], IpAddr) {
+    let rule = Rule {
+        peers: Peers::Any(vec![Peer::Pods {
+            namespaces: NamespaceScope::Own,
+            pods: Selector::EVERYTHING,
+        }]),
+        ports: Ports::All,
     };
+    let before = plain_pod(1);
+    let address = before.addresses[0];
+    let heir = Pod {
+        addresses: vec![address],
+        created: 1,
+        ..plain_pod(2)
+    };
+    let change = |pod: Pod| Event::Change(Change::Pod(Box::new(pod)));
+    let policy = Event::Change(Change::Policy(Box::new(isolating(vec![rule]))));
+    let first = vec![
+        change(plain_pod(0)),
+        change(before),
+        policy,
+        Event::Attach(0),
+    ];
+    ([first, vec![change(heir)]], address)
+}
+
+/// So many local pods that one policy isolates, then the policy is gone.
+pub(crate) fn isolating_many_then_open(pods: usize) -> [Vec<Event>; 2] {
+    let policy = isolating(Vec::new());
     let gone = Change::PolicyGone(policy.name.clone());
-    let all = (0..pods).map(|index| Change::Pod(Box::new(pod(index))));
+    let all = (0..pods).map(|index| Change::Pod(Box::new(plain_pod(index))));
     let changes = all.chain([Change::Policy(Box::new(policy))]);
     let attached = (0..pods).map(Event::Attach);
     let first = changes.map(Event::Change).chain(attached).collect();
