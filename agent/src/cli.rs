@@ -69,7 +69,8 @@ Endpoints are written as
   shop/deploy/api        every pod of a workload    [fd00::7]:443          IPv6 with a port
 and ports as :8080 (TCP), :53/UDP or :http (a container port's name).
 
-Exit codes: 0 yes, clean · 1 no, findings · 2 usage or connection error · 3 cannot tell.
+Exit codes: 0 yes, clean · 1 no, findings · 2 usage or connection error, or part of the
+input could not be used · 3 cannot tell.
 
 Examples:
   picket matrix -f manifests/                      who reaches whom, without any cluster
