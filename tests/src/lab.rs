@@ -9,11 +9,12 @@ pub mod agent;
 pub mod bare;
 pub mod manifests;
 pub mod measure;
-
 pub mod namespace;
 pub mod netlink;
 pub mod objects;
 mod outside;
+pub mod pins;
+mod reach;
 mod sides;
 pub mod stage;
 
@@ -410,11 +411,11 @@ fn host_bits(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
 
-/// A locally administered address, the same in every run.
 /// First byte of the hardware address of a veth end: the node's, the other one's.
 const NEAR: u8 = 0x02;
 const FAR: u8 = 0x06;
 
+/// A locally administered address, the same in every run.
 fn mac(kind: u8, index: u32) -> Mac {
     let [a, b, c, d] = index.to_be_bytes();
     [kind, 0x70, a, b, c, d]

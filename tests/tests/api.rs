@@ -1,6 +1,5 @@
 //! What the running agent answers: on its socket, which is root's, and where metrics are scraped.
 
-use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
@@ -8,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use tests::lab::agent::{Agent, get, request};
+use tests::lab::agent::{Agent, get, metric, request};
 use tests::lab::objects::policy;
 use tests::lab::stage::Stage;
 use tests::lab::wait_until;
@@ -93,10 +92,8 @@ fn what_cannot_be_answered_has_a_status_and_a_reason() -> Result<()> {
 #[test]
 fn an_agent_whose_policy_is_refused_is_not_ready() -> Result<()> {
     let mut stage = Stage::without_agent(CLUSTER)?;
-    let options = ["--map-capacity", "VERDICTS=3"].map(OsString::from);
-    let mut agent = Agent::spawn(&stage.lab.manifests(), &options)?;
-    agent.wait_ready()?;
-    stage.agent = Some(agent);
+    let options = ["--map-capacity", "VERDICTS=3"];
+    stage.agent = Some(Agent::start_with(&stage.lab.manifests(), &options)?);
     let many = (0..8).map(|n| {
         let spec = format!(
             "{{podSelector: {{}}, ingress: [{{from: [{{ipBlock: {{cidr: 10.{n}.0.0/16}}}}], \
@@ -127,10 +124,8 @@ fn an_agent_whose_policy_is_refused_is_not_ready() -> Result<()> {
 #[test]
 fn the_socket_is_roots_alone_and_scrapes_see_nothing_else() -> Result<()> {
     let mut stage = Stage::without_agent(CLUSTER)?;
-    let options = ["--metrics", SCRAPES].map(OsString::from);
-    let mut agent = Agent::spawn(&stage.lab.manifests(), &options)?;
-    agent.wait_ready()?;
-    stage.agent = Some(agent);
+    let options = ["--metrics", SCRAPES];
+    stage.agent = Some(Agent::start_with(&stage.lab.manifests(), &options)?);
     let mode = std::fs::metadata("/run/picket/agent.sock")?
         .permissions()
         .mode();
@@ -179,13 +174,10 @@ fn each_change_is_timed_from_its_notice_to_the_maps() -> Result<()> {
 
 /// How many changes were timed, and how long they took together, in seconds.
 fn timed() -> Result<(f64, f64)> {
-    let text = String::from_utf8(get("/metrics")?)?;
     let value = |part: &str| {
-        let name =
-            format!("picket_policy_apply_duration_seconds_{part}{{stage=\"watch_to_map\"}} ");
-        let line = text.lines().find_map(|line| line.strip_prefix(&name));
-        let line = line.with_context(|| format!("no {name}in {text}"))?;
-        line.parse::<f64>().with_context(|| line.to_owned())
+        metric(&format!(
+            "picket_policy_apply_duration_seconds_{part}{{stage=\"watch_to_map\"}}"
+        ))
     };
     Ok((value("count")?, value("sum")?))
 }

@@ -1,9 +1,8 @@
-//! Programs and interfaces that part: what is attached is verified when the agent starts and
-//! mended, and an index, a name or a namespace that is used again never brings another pod's
-//! policy.
+//! Programs and interfaces that part: a program that is missing when the agent starts is put back;
+//! an index that is used again brings no other pod's policy, and an interface that moves away and
+//! back is enforced again.
 
 use std::net::IpAddr;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,13 +11,13 @@ use agent_policy::model::Protocol;
 use anyhow::{Context as _, Result, ensure};
 use tests::lab::agent::{Agent, ask};
 use tests::lab::objects::{namespace, pod, policy};
+use tests::lab::pins::pinned;
 use tests::lab::stage::{Stage, endpoint};
 use tests::lab::wait_until;
-use tests::probe::{self, Patience, Probe, Server, Servers};
 
-const PORT: u16 = 8080;
+const PORTS: &[(Protocol, u16)] = &[(Protocol::TCP, 8080)];
 const WITHIN: Duration = Duration::from_secs(15);
-/// Whoever is a friend may be called, and nobody else.
+/// Closed pods call nobody and are called by nobody.
 const POLICY: &str = "{podSelector: {matchLabels: {role: closed}}, policyTypes: [Ingress, Egress]}";
 
 fn cluster(pods: &[(&str, &str, &str)]) -> String {
@@ -31,32 +30,6 @@ fn cluster(pods: &[(&str, &str, &str)]) -> String {
     });
     let objects: Vec<String> = std::iter::once(namespace("shop", "")).chain(pods).collect();
     objects.join("---\n")
-}
-
-fn serve(stage: &Stage, pod: &str) -> Result<Servers> {
-    let place = stage.lab.place(pod)?;
-    Servers::start(&[Server {
-        namespace: &place.namespace,
-        address: *place.addresses.first().context("an address")?,
-        protocol: Protocol::TCP,
-        port: PORT,
-    }])
-}
-
-fn reaches(stage: &Stage, from: &str, to: &str) -> Result<bool> {
-    let (from, to) = (stage.lab.place(from)?, stage.lab.place(to)?);
-    let (source, destination) = from.pair_with(to).context("one family in common")?;
-    let outcomes = probe::run(
-        &[Probe {
-            namespace: &from.namespace,
-            source,
-            destination,
-            protocol: Protocol::TCP,
-            port: PORT,
-        }],
-        Patience::USUAL,
-    )?;
-    Ok(outcomes.iter().all(probe::Outcome::is_reached))
 }
 
 /// Waits until a pod's policy is in force.
@@ -95,21 +68,27 @@ fn a_program_that_somebody_took_off_is_put_back_at_the_next_start() -> Result<()
         let mut stage = Stage::open(&cluster(&pods))?;
         let spec = POLICY.replace("Ingress, Egress", direction);
         stage.apply("policy.yaml", &policy("shop", "closed", &spec))?;
-        let _servers = [serve(&stage, "shop/server")?, serve(&stage, "shop/client")?];
-        ensure!(!reaches(&stage, from, to)?, "{program}: closed");
+        let _servers = [
+            stage.lab.serve("shop/server", PORTS)?,
+            stage.lab.serve("shop/client", PORTS)?,
+        ];
+        ensure!(!stage.lab.reaches(from, to, PORTS)?, "{program}: closed");
         stage.agent.take().context("the agent")?.kill()?;
         let veth = stage.lab.place("shop/server")?.veth;
-        let link = format!("/sys/fs/bpf/picket/v1/links/{veth}-{program}");
-        ensure!(Path::new(&link).exists(), "{link}");
+        let link = pinned(&format!("links/{veth}-{program}"));
+        ensure!(link.exists(), "{}", link.display());
         // The pin is all that holds a link.
         std::fs::remove_file(&link)?;
         wait_until("the link to be gone", WITHIN, || {
-            ensure!(reaches(&stage, from, to)?, "{program} is still there");
+            ensure!(
+                stage.lab.reaches(from, to, PORTS)?,
+                "{program} is still there"
+            );
             Ok(())
         })?;
         stage.agent = Some(Agent::start(&stage.lab.manifests())?);
         programmed("shop/server")?;
-        ensure!(!reaches(&stage, from, to)?, "{program}: mended");
+        ensure!(!stage.lab.reaches(from, to, PORTS)?, "{program}: mended");
     }
     Ok(())
 }
@@ -122,8 +101,8 @@ fn an_interface_index_that_is_used_again_is_another_pods() -> Result<()> {
         stage.apply("policy.yaml", &policy("shop", "closed", POLICY))?;
         let veth = stage.lab.place("shop/old")?.veth;
         {
-            let _servers = serve(&stage, "shop/old")?;
-            ensure!(reaches(&stage, "shop/client", "shop/old")?, "open");
+            let _servers = stage.lab.serve("shop/old", PORTS)?;
+            ensure!(stage.lab.reaches("shop/client", "shop/old", PORTS)?, "open");
         }
         if !agent_lives {
             stage.agent.take().context("the agent")?.kill()?;
@@ -140,14 +119,14 @@ fn an_interface_index_that_is_used_again_is_another_pods() -> Result<()> {
             stage.agent = Some(Agent::start(&stage.lab.manifests())?);
         }
         programmed("shop/new")?;
-        let _servers = serve(&stage, "shop/new")?;
+        let _servers = stage.lab.serve("shop/new", PORTS)?;
         ensure!(
-            !reaches(&stage, "shop/client", "shop/new")?,
+            !stage.lab.reaches("shop/client", "shop/new", PORTS)?,
             "closed, agent lives: {agent_lives}"
         );
         stage.remove("policy.yaml")?;
         ensure!(
-            reaches(&stage, "shop/client", "shop/new")?,
+            stage.lab.reaches("shop/client", "shop/new", PORTS)?,
             "it is the policy's doing"
         );
     }
@@ -162,8 +141,11 @@ fn an_interface_that_was_moved_away_and_back_is_enforced_again() -> Result<()> {
     ];
     let mut stage = Stage::open(&cluster(&pods))?;
     stage.apply("policy.yaml", &policy("shop", "closed", POLICY))?;
-    let _servers = serve(&stage, "shop/server")?;
-    ensure!(!reaches(&stage, "shop/client", "shop/server")?, "closed");
+    let _servers = stage.lab.serve("shop/server", PORTS)?;
+    ensure!(
+        !stage.lab.reaches("shop/client", "shop/server", PORTS)?,
+        "closed"
+    );
     let veth = format!("pod{}", stage.lab.place("shop/server")?.veth);
 
     ip(&stage, "netns add elsewhere")?;
@@ -184,12 +166,15 @@ fn an_interface_that_was_moved_away_and_back_is_enforced_again() -> Result<()> {
     ip(&stage, &format!("route add 10.12.0.1/32 dev {veth}"))?;
     programmed("shop/server")?;
     ensure!(
-        !reaches(&stage, "shop/client", "shop/server")?,
+        !stage.lab.reaches("shop/client", "shop/server", PORTS)?,
         "closed again"
     );
     stage.remove("policy.yaml")?;
     wait_until("the way to be open", WITHIN, || {
-        ensure!(reaches(&stage, "shop/client", "shop/server")?, "not yet");
+        ensure!(
+            stage.lab.reaches("shop/client", "shop/server", PORTS)?,
+            "not yet"
+        );
         Ok(())
     })
 }

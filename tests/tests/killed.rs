@@ -138,8 +138,8 @@ fn flow(namespace: &Namespace) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-/// How many datagrams of the third one come through, of two; one after another nobody's else but
-/// the friend's do.
+/// Everybody sends two datagrams, the friend last: its two must come, of the third one's as many as
+/// are counted here, and nobody else's.
 fn exchange(server: &UdpSocket, friend: &Sender, others: &[&Sender]) -> Result<u64> {
     for other in others {
         other.send()?;

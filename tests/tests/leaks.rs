@@ -1,5 +1,5 @@
-//! Pods that come and go leave nothing behind: no map entry, pin, link or descriptor; and what
-//! others put on a pod's interface stays and still runs.
+//! Pods that come and go leave nothing behind: no map entry, pin, link or descriptor, and no memory
+//! of the agent's.
 #![expect(clippy::print_stdout, reason = "the run prints what it saw")]
 
 use std::collections::BTreeMap;
@@ -10,11 +10,11 @@ use std::time::Duration;
 use agent::dto::Status;
 use anyhow::{Context as _, Result, ensure};
 use tests::lab::agent::ask;
-use tests::lab::objects::{namespace, policy};
+use tests::lab::objects::{self, namespace, policy};
+use tests::lab::pins::PINS;
 use tests::lab::stage::Stage;
 use tests::lab::wait_until;
 
-const PINS: &str = "/sys/fs/bpf/picket";
 const SERVER: (&str, u16) = ("10.7.0.1", 8080);
 /// Pods that come and go together.
 const AT_ONCE: usize = 6;
@@ -41,11 +41,13 @@ fn cluster() -> String {
     [namespace("shop", ""), server].join("---\n")
 }
 
+/// All of one workload, as in a cluster: what is counted for each workload stays one row.
 fn pod(name: &str, labels: &str, address: &str) -> String {
-    format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{namespace: shop, name: {name}, labels: {{{labels}}}, \
-         ownerReferences: [{{apiVersion: apps/v1, kind: StatefulSet, name: churn, controller: true, uid: u}}]}}\n\
-         spec: {{containers: [{{name: c, image: i}}]}}\nstatus: {{podIP: {address}}}\n"
+    let owner = "{apiVersion: apps/v1, kind: StatefulSet, name: churn, controller: true, uid: u}";
+    objects::pod(&format!("shop/{name}"), labels, &[address]).replacen(
+        "metadata: {",
+        &format!("metadata: {{ownerReferences: [{owner}], "),
+        1,
     )
 }
 
@@ -100,8 +102,8 @@ fn files(directory: &Path) -> Result<usize> {
 /// Memory of the agent's process that is its own, in bytes.
 fn memory(stage: &Stage) -> Result<u64> {
     let agent = stage.agent.as_ref().context("the agent")?;
-    let rollup = std::fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
-    let line = rollup
+    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
+    let line = status
         .lines()
         .find_map(|line| line.strip_prefix("RssAnon:"))
         .context("RssAnon")?;

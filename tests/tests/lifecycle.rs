@@ -11,12 +11,19 @@ use tests::lab::agent::{Agent, ask};
 use tests::lab::objects::{namespace, pod, policy};
 use tests::lab::stage::Stage;
 use tests::lab::wait_until;
-use tests::probe::{self, Patience, Probe, Server, Servers};
 
-const PORT: u16 = 8080;
+const PORTS: &[(Protocol, u16)] = &[(Protocol::TCP, 8080), (Protocol::UDP, 8080)];
 const DENY: &str = "{podSelector: {}, policyTypes: [Ingress]}";
 const ALLOW_CLIENTS: &str = "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: trusted}}, \
      podSelector: {matchLabels: {role: client}}}]}]}";
+
+/// A pod's address of each family.
+fn addresses(number: u8) -> [IpAddr; 2] {
+    [
+        IpAddr::from([10, 2, 0, number]),
+        IpAddr::from([0xfd02, 0, 0, 0, 0, 0, 0, number.into()]),
+    ]
+}
 
 /// A server, a client that policies may trust, and somebody else.
 fn cluster(team: &str, role: &str) -> String {
@@ -24,61 +31,28 @@ fn cluster(team: &str, role: &str) -> String {
         "{}---\n{}---\n{}---\n{}---\n{}",
         namespace("servers", ""),
         namespace("clients", &format!("team: {team}")),
-        pod("servers/server", "", &["10.2.0.1"]),
-        pod("clients/client", &format!("role: {role}"), &["10.2.0.2"]),
-        pod("clients/other", "role: other", &["10.2.0.3"]),
+        pod("servers/server", "", &addresses(1)),
+        pod("clients/client", &format!("role: {role}"), &addresses(2)),
+        pod("clients/other", "role: other", &addresses(3)),
     )
-}
-
-fn serve(stage: &Stage, pod: &str) -> Result<Servers> {
-    let place = stage.lab.place(pod)?;
-    let servers: Vec<Server<'_>> = place
-        .addresses
-        .iter()
-        .flat_map(|&address| {
-            [Protocol::TCP, Protocol::UDP].map(|protocol| Server {
-                namespace: &place.namespace,
-                address,
-                protocol,
-                port: PORT,
-            })
-        })
-        .collect();
-    Servers::start(&servers)
-}
-
-/// Whether TCP and UDP get through; both must agree.
-fn reaches(stage: &Stage, from: &str, to: &str) -> Result<bool> {
-    let (from, to) = (stage.lab.place(from)?, stage.lab.place(to)?);
-    let (source, destination) = from.pair_with(to).expect("one family in common");
-    let probes = [Protocol::TCP, Protocol::UDP].map(|protocol| Probe {
-        namespace: &from.namespace,
-        source,
-        destination,
-        protocol,
-        port: PORT,
-    });
-    let outcomes = probe::run(&probes, Patience::USUAL)?;
-    let reached: Vec<bool> = outcomes.iter().map(probe::Outcome::is_reached).collect();
-    anyhow::ensure!(
-        reached.iter().all(|each| Some(each) == reached.first()),
-        "{outcomes:?}"
-    );
-    Ok(reached.contains(&true))
 }
 
 /// Who of the two clients reaches the server.
 fn client_and_other(stage: &Stage) -> Result<(bool, bool)> {
     Ok((
-        reaches(stage, "clients/client", "servers/server")?,
-        reaches(stage, "clients/other", "servers/server")?,
+        stage
+            .lab
+            .reaches("clients/client", "servers/server", PORTS)?,
+        stage
+            .lab
+            .reaches("clients/other", "servers/server", PORTS)?,
     ))
 }
 
 #[test]
 fn policies_act_when_added_changed_and_deleted() -> Result<()> {
     let mut stage = Stage::open(&cluster("trusted", "client"))?;
-    let _servers = serve(&stage, "servers/server")?;
+    let _servers = stage.lab.serve("servers/server", PORTS)?;
     assert_eq!(client_and_other(&stage)?, (true, true), "nothing isolates");
 
     stage.apply("policy.yaml", &policy("servers", "p", DENY))?;
@@ -112,7 +86,7 @@ fn policies_act_when_added_changed_and_deleted() -> Result<()> {
 #[test]
 fn relabelled_pods_and_namespaces_are_other_peers_at_once() -> Result<()> {
     let mut stage = Stage::open(&cluster("trusted", "client"))?;
-    let _servers = serve(&stage, "servers/server")?;
+    let _servers = stage.lab.serve("servers/server", PORTS)?;
     stage.apply("policy.yaml", &policy("servers", "p", ALLOW_CLIENTS))?;
     assert_eq!(client_and_other(&stage)?, (true, false));
 
@@ -137,7 +111,7 @@ fn relabelled_pods_and_namespaces_are_other_peers_at_once() -> Result<()> {
 #[test]
 fn relabelled_pod_is_selected_by_other_policies_at_once() -> Result<()> {
     let mut stage = Stage::open(&cluster("trusted", "client"))?;
-    let _servers = serve(&stage, "servers/server")?;
+    let _servers = stage.lab.serve("servers/server", PORTS)?;
     let egress = "{podSelector: {matchLabels: {role: locked}}, policyTypes: [Egress]}";
     stage.apply("policy.yaml", &policy("clients", "lock", egress))?;
     assert_eq!(client_and_other(&stage)?, (true, true));
@@ -150,7 +124,7 @@ fn relabelled_pod_is_selected_by_other_policies_at_once() -> Result<()> {
 #[test]
 fn address_of_a_removed_pod_means_its_next_owner() -> Result<()> {
     let mut stage = Stage::open(&cluster("trusted", "client"))?;
-    let servers = serve(&stage, "servers/server")?;
+    let servers = stage.lab.serve("servers/server", PORTS)?;
     stage.apply("policy.yaml", &policy("servers", "p", ALLOW_CLIENTS))?;
     assert_eq!(client_and_other(&stage)?, (true, false));
     let rest = |others: &str| {
@@ -158,39 +132,41 @@ fn address_of_a_removed_pod_means_its_next_owner() -> Result<()> {
             "{}---\n{}---\n{}---\n{others}",
             namespace("servers", ""),
             namespace("clients", "team: trusted"),
-            pod("servers/server", "", &["10.2.0.1"]),
+            pod("servers/server", "", &addresses(1)),
         )
     };
 
     // The trusted client goes, a stranger gets its address.
     stage.lab.remove_pod("clients/client")?;
-    let other = pod("clients/other", "role: other", &["10.2.0.3"]);
+    let other = pod("clients/other", "role: other", &addresses(3));
     stage.apply("cluster.yaml", &rest(&other))?;
-    let client: IpAddr = "10.2.0.2".parse()?;
-    stage.lab.add_pod("clients/stranger", &[client])?;
-    let stranger = pod("clients/stranger", "role: stranger", &["10.2.0.2"]);
+    stage.lab.add_pod("clients/stranger", &addresses(2))?;
+    let stranger = pod("clients/stranger", "role: stranger", &addresses(2));
     stage.apply("cluster.yaml", &rest(&format!("{other}---\n{stranger}")))?;
     known(&stage, "clients/stranger")?;
     assert!(
-        !reaches(&stage, "clients/stranger", "servers/server")?,
+        !stage
+            .lab
+            .reaches("clients/stranger", "servers/server", PORTS)?,
         "it is not the client"
     );
 
     // The server goes; its address serves somebody whom no policy selects.
     drop(servers);
     stage.lab.remove_pod("servers/server")?;
-    let server: IpAddr = "10.2.0.1".parse()?;
-    stage.lab.add_pod("clients/free", &[server])?;
+    stage.lab.add_pod("clients/free", &addresses(1))?;
     let pods = format!(
         "{other}---\n{stranger}---\n{}",
-        pod("clients/free", "role: free", &["10.2.0.1"])
+        pod("clients/free", "role: free", &addresses(1))
     );
     let cluster = format!("{}---\n{pods}", namespace("clients", "team: trusted"));
     stage.apply("cluster.yaml", &cluster)?;
     known(&stage, "clients/free")?;
-    let _servers = serve(&stage, "clients/free")?;
+    let _servers = stage.lab.serve("clients/free", PORTS)?;
     assert!(
-        reaches(&stage, "clients/stranger", "clients/free")?,
+        stage
+            .lab
+            .reaches("clients/stranger", "clients/free", PORTS)?,
         "nothing isolates it"
     );
     Ok(())
@@ -224,7 +200,7 @@ fn known(stage: &Stage, pod: &str) -> Result<()> {
 #[test]
 fn malformed_file_keeps_its_last_good_content_in_force_and_is_reported() -> Result<()> {
     let mut stage = Stage::open(&cluster("trusted", "client"))?;
-    let _servers = serve(&stage, "servers/server")?;
+    let _servers = stage.lab.serve("servers/server", PORTS)?;
     stage.apply("policy.yaml", &policy("servers", "p", ALLOW_CLIENTS))?;
 
     stage
@@ -258,38 +234,58 @@ fn malformed_file_keeps_its_last_good_content_in_force_and_is_reported() -> Resu
 fn stranger_under(posture: &str) -> Result<(bool, bool)> {
     let mut stage = Stage::without_agent(&cluster("trusted", "client"))?;
     // Here before the agent: installing closes nothing.
-    stage.lab.add_pod("clients/old", &["10.2.0.8".parse()?])?;
-    let manifests = stage.lab.manifests();
-    let mut agent = Agent::spawn(&manifests, &["--posture".into(), posture.into()])?;
-    agent.wait_ready()?;
-    stage.agent = Some(agent);
-    let _servers = serve(&stage, "servers/server")?;
-    let _old = serve(&stage, "clients/old")?;
+    stage.lab.add_pod("clients/old", &addresses(8))?;
+    let options = ["--posture", posture];
+    stage.agent = Some(Agent::start_with(&stage.lab.manifests(), &options)?);
+    let _servers = stage.lab.serve("servers/server", PORTS)?;
+    let _old = stage.lab.serve("clients/old", PORTS)?;
     stage.settle()?;
-    assert!(reaches(&stage, "clients/old", "servers/server")?, "as ever");
-    assert!(reaches(&stage, "servers/server", "clients/old")?, "as ever");
+    assert!(
+        stage.lab.reaches("clients/old", "servers/server", PORTS)?,
+        "as ever"
+    );
+    assert!(
+        stage.lab.reaches("servers/server", "clients/old", PORTS)?,
+        "as ever"
+    );
 
-    stage.lab.add_pod("clients/early", &["10.2.0.9".parse()?])?;
+    stage.lab.add_pod("clients/early", &addresses(9))?;
     wait_until(
         "the interface to be noticed",
         Duration::from_secs(10),
         || {
             let unclaimed = ask::<Status>("/v1/status")?.unclaimed;
-            let early = unclaimed.iter().find(|each| each.addresses == ["10.2.0.9"]);
+            let early = unclaimed
+                .iter()
+                .find(|each| each.addresses == addresses(9).map(|each| each.to_string()));
             anyhow::ensure!(early.is_some_and(|each| each.enclosed), "{unclaimed:?}");
             Ok(())
         },
     )?;
-    let _early = serve(&stage, "clients/early")?;
+    let _early = stage.lab.serve("clients/early", PORTS)?;
     let before = (
-        reaches(&stage, "servers/server", "clients/early")?,
-        reaches(&stage, "clients/early", "servers/server")?,
+        stage
+            .lab
+            .reaches("servers/server", "clients/early", PORTS)?,
+        stage
+            .lab
+            .reaches("clients/early", "servers/server", PORTS)?,
     );
 
-    stage.apply("early.yaml", &pod("clients/early", "", &["10.2.0.9"]))?;
+    stage.apply("early.yaml", &pod("clients/early", "", &addresses(9)))?;
     known(&stage, "clients/early")?;
-    assert!(reaches(&stage, "clients/early", "servers/server")?, "known");
-    assert!(reaches(&stage, "servers/server", "clients/early")?, "known");
+    assert!(
+        stage
+            .lab
+            .reaches("clients/early", "servers/server", PORTS)?,
+        "known"
+    );
+    assert!(
+        stage
+            .lab
+            .reaches("servers/server", "clients/early", PORTS)?,
+        "known"
+    );
     Ok(before)
 }
 
@@ -308,23 +304,27 @@ fn pod_that_comes_under_the_open_posture_is_open_until_its_object_is_known() -> 
 #[test]
 fn pod_that_comes_while_the_agent_runs_is_enforced_once_its_object_is_known() -> Result<()> {
     let mut stage = Stage::open(&cluster("trusted", "client"))?;
-    stage.lab.add_pod("clients/early", &["10.2.0.9".parse()?])?;
-    let _servers = serve(&stage, "servers/server")?;
+    stage.lab.add_pod("clients/early", &addresses(9))?;
+    let _servers = stage.lab.serve("servers/server", PORTS)?;
     stage.apply("policy.yaml", &policy("servers", "p", ALLOW_CLIENTS))?;
 
-    let early = pod("clients/early", "", &["10.2.0.9"]);
+    let early = pod("clients/early", "", &addresses(9));
     stage.apply("early.yaml", &early)?;
     known(&stage, "clients/early")?;
     assert!(
-        !reaches(&stage, "clients/early", "servers/server")?,
+        !stage
+            .lab
+            .reaches("clients/early", "servers/server", PORTS)?,
         "no client"
     );
     stage.apply(
         "early.yaml",
-        &pod("clients/early", "role: client", &["10.2.0.9"]),
+        &pod("clients/early", "role: client", &addresses(9)),
     )?;
     assert!(
-        reaches(&stage, "clients/early", "servers/server")?,
+        stage
+            .lab
+            .reaches("clients/early", "servers/server", PORTS)?,
         "a client now"
     );
     Ok(())

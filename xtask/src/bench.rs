@@ -35,30 +35,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .args(["--bench", "compile", "--"])
             .args(&args.rest)
             .run(),
-        Bench::Dataplane => on_the_kernel("bench_dataplane", &args.rest),
-        Bench::Scale => {
-            setup::ensure(What::Lab)?;
-            // It starts the real agent, which lies beside it.
-            Step::cargo([
-                "build",
-                "--release",
-                "--locked",
-                "-p",
-                "agent",
-                "--bin",
-                "picket",
-            ])
-            .run()?;
-            on_the_kernel("bench_scale", &args.rest)
-        }
+        Bench::Dataplane => on_the_kernel("bench_dataplane", &[], &args.rest),
+        // It starts the real agent, which lies beside it.
+        Bench::Scale => on_the_kernel("bench_scale", &["picket"], &args.rest),
     }
 }
 
-/// Builds and runs a benchmark that needs a kernel.
-fn on_the_kernel(bench: &str, rest: &[String]) -> Result<()> {
+/// Builds and runs a benchmark that needs a kernel, and other programs.
+fn on_the_kernel(bench: &str, others: &[&str], rest: &[String]) -> Result<()> {
     setup::ensure(What::Lab)?;
-    Step::cargo(["build", "--release", "--locked", "-p", "tests"])
-        .args(["--bin", bench])
+    let programs = others.iter().chain([&bench]);
+    Step::cargo(["build", "--release", "--locked"])
+        .args(["-p", "agent", "-p", "tests"])
+        .args(programs.flat_map(|program| ["--bin", program]))
         .run()?;
     Step::new(places::target()?.join("release").join(bench))
         .args(rest)

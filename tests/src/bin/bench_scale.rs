@@ -19,7 +19,8 @@ use aya::maps::{Array, Map, MapData};
 use tests::cpu::thread_time;
 use tests::lab::bare;
 use tests::lab::namespace::leave_the_machine;
-use tests::lab::objects::policy;
+use tests::lab::objects::{self, policy};
+use tests::lab::pins::pinned;
 use tests::lab::stage::Stage;
 
 /// Changes of one policy, one after the other.
@@ -51,13 +52,14 @@ fn on_a_thread(measure: fn() -> Result<()>) -> Result<()> {
 
 /// From the write of a file to the word that every packet's judgement begins with.
 fn changes() -> Result<()> {
-    let cluster = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n\
-                   apiVersion: v1\nkind: Pod\nmetadata: {namespace: shop, name: api}\n\
-                   spec: {containers: [{name: c, image: i}]}\nstatus: {podIP: 10.3.0.1}\n";
-    let mut stage = Stage::open(cluster)?;
+    let cluster = [
+        objects::namespace("shop", ""),
+        objects::pod("shop/api", "", &["10.3.0.1"]),
+    ];
+    let mut stage = Stage::open(&cluster.join("---\n"))?;
     stage.settle()?;
     let place = stage.lab.place("shop/api")?.veth & (ENDPOINT_ROWS - 1);
-    let map = MapData::from_pin("/sys/fs/bpf/picket/v1/ENDPOINTS")?;
+    let map = MapData::from_pin(pinned("ENDPOINTS"))?;
     let words: Array<MapData, u64> = Map::Array(map).try_into()?;
     let mut took = Vec::new();
     for change in 0..CHANGES {

@@ -20,8 +20,8 @@ use super::wait_until;
 const SOCKET: &str = "/run/picket/agent.sock";
 /// Where the agent's log lines go; shown when something fails.
 const LOG: &str = "/run/lab/agent.log";
-/// How long an agent may take to enforce everything it finds at its start.
-const READY_WITHIN: Duration = Duration::from_mins(1);
+/// How long an agent may take to enforce everything it finds at its start, on a node full of pods.
+const READY_WITHIN: Duration = Duration::from_mins(2);
 /// How long an agent may take to stop.
 const STOPPED_WITHIN: Duration = Duration::from_secs(30);
 /// How long one answer of the API may take.
@@ -64,7 +64,13 @@ pub struct Agent {
 impl Agent {
     /// Starts an agent on a directory and waits until it enforces what it finds there.
     pub fn start(manifests: &Path) -> Result<Self> {
-        let mut agent = Self::spawn(manifests, &[])?;
+        Self::start_with(manifests, &[])
+    }
+
+    /// The same with further options.
+    pub fn start_with(manifests: &Path, options: &[&str]) -> Result<Self> {
+        let options: Vec<OsString> = options.iter().map(Into::into).collect();
+        let mut agent = Self::spawn(manifests, &options)?;
         agent.wait_ready()?;
         Ok(agent)
     }
@@ -165,6 +171,18 @@ pub fn ask<T: DeserializeOwned>(path: &str) -> Result<T> {
             String::from_utf8_lossy(&body)
         )
     })
+}
+
+/// The value of a series (`name{label="value"}`), as `/metrics` says it now.
+pub fn metric(series: &str) -> Result<f64> {
+    let text = String::from_utf8(get("/metrics")?).context("reading the metrics")?;
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))
+        .with_context(|| format!("{series} is missing in\n{text}"))?;
+    value
+        .parse()
+        .with_context(|| format!("{series} is {value:?}"))
 }
 
 /// Asks the API; an error when it does not answer 200.

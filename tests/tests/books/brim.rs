@@ -6,7 +6,6 @@
     reason = "a test's own module: a panic is the failure's report"
 )]
 
-use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
@@ -17,9 +16,9 @@ use anyhow::{Context as _, Result, ensure};
 use tests::lab::agent::{ask, log};
 use tests::lab::namespace::Namespace;
 use tests::lab::netlink::{Netlink, VethEnd};
-use tests::lab::wait_until;
+use tests::lab::{objects, wait_until};
 
-use super::shop::{Shop, address, metric, namespace, pod};
+use super::shop::{Shop, address, metric, pod};
 
 /// Pods beside the three of the shop, so that every slot is taken.
 const CROWD: u32 = SLOTS - 1 - 3;
@@ -39,7 +38,7 @@ fn crowd(shop: &Shop) -> Namespace {
     let there = Namespace::create().unwrap();
     let mut near = Netlink::open().unwrap();
     let mut far = there.enter(Netlink::open).unwrap();
-    let mut manifests = namespace("crowd");
+    let mut manifests = vec![objects::namespace("crowd", "")];
     for index in 0..CROWD {
         let name = format!("crowd{index}");
         let end = |name, first, kind| {
@@ -52,16 +51,12 @@ fn crowd(shop: &Shop) -> Namespace {
             .unwrap();
         let address = address_in_crowd(index);
         far.add_address(FAR + index, address, 32).unwrap();
-        write!(
-            manifests,
-            "---\napiVersion: v1\nkind: Pod\nmetadata: {{namespace: crowd, name: {name}, uid: \
-             {name}}}\nspec: {{containers: [{{name: c, image: none}}]}}\nstatus: {{podIP: \
-             {address}, podIPs: [{{ip: {address}}}]}}\n",
-        )
-        .unwrap();
+        manifests.push(objects::pod(&format!("crowd/{name}"), "", &[address]));
     }
     there.publish("crowd").unwrap();
-    shop.lab.write_manifest("crowd.yaml", &manifests).unwrap();
+    shop.lab
+        .write_manifest("crowd.yaml", &manifests.join("---\n"))
+        .unwrap();
     there
 }
 
@@ -83,6 +78,18 @@ fn wait_for_late(what: &str, is_so: impl Fn(&Endpoint) -> bool) {
     .unwrap();
 }
 
+/// Waits until every slot is taken.
+fn wait_for_the_crowd() {
+    wait_until("the node to be full", SLOW, || -> Result<()> {
+        let status: Status = ask("/v1/status")?;
+        let programmed = |each: &&Endpoint| each.state == EndpointState::Programmed;
+        let count = status.endpoints.iter().filter(programmed).count();
+        ensure!(count == SLOTS as usize - 1, "{count} programmed");
+        Ok(())
+    })
+    .unwrap();
+}
+
 fn finds_no_slot(late: &Endpoint) -> bool {
     let note = late.note.as_deref().unwrap_or_default();
     late.state == EndpointState::Failed && late.slot.is_none() && note.contains("1023 slots")
@@ -93,10 +100,11 @@ fn a_pod_that_finds_no_slot_takes_the_posture_and_is_taken_up_when_one_is_free()
     let mut shop = Shop::new();
     let _crowd = crowd(&shop);
     let options = |posture| ["--posture", posture, "--map-capacity", "CONNTRACK=64"];
-    let agent = shop.agent_within(&options("open"), SLOW);
+    let agent = shop.agent(&options("open"));
+    wait_for_the_crowd();
     shop.lab.add_pod("shop/late", &[address(4)]).unwrap();
     shop.lab
-        .write_manifest("late.yaml", &pod("shop", "late", 4))
+        .write_manifest("late.yaml", &pod("late", 4))
         .unwrap();
     wait_for_late("said to have no slot", finds_no_slot);
     shop.wait("shop/other", "shop/late", true);
@@ -104,7 +112,7 @@ fn a_pod_that_finds_no_slot_takes_the_posture_and_is_taken_up_when_one_is_free()
     assert!(said.contains("every slot is taken"), "{said}");
     agent.kill().unwrap();
 
-    let _agent = shop.agent_within(&options("closed"), SLOW);
+    let _agent = shop.agent(&options("closed"));
     wait_for_late(
         "said to have no slot, by the next agent, too",
         finds_no_slot,

@@ -12,13 +12,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use agent_common::maps::LAYOUT_VERSION;
 use aya::maps::{HashMap, Map, MapData};
 
-use super::shop::{Shop, WITHIN, address, pod, wait_for_error, wait_for_no_error};
+use super::shop::{
+    Shop, WITHIN, address, pod, policy, usual_policy, wait_for_error, wait_for_no_error,
+};
 use agent::dto::Status;
 use anyhow::bail;
 use tests::lab::agent::{ask, get, log, picket};
+use tests::lab::pins::pinned;
 use tests::lab::wait_until;
 
 /// A change that lets nobody in any more, and needs more of something than there is.
@@ -31,14 +33,6 @@ struct Limit {
     objects: String,
 }
 
-fn policy(rules: &str) -> String {
-    format!(
-        "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{namespace: shop, \
-         name: api}}\nspec:\n  podSelector: {{matchLabels: {{app: api}}}}\n  policyTypes: \
-         [Ingress, Egress]\n  ingress: [{rules}]\n"
-    )
-}
-
 fn limits() -> Vec<Limit> {
     let some =
         |count: u8, one: &dyn Fn(u8) -> String| (1..=count).map(one).collect::<Vec<_>>().join(", ");
@@ -49,8 +43,8 @@ fn limits() -> Vec<Limit> {
     let distinct = some(40, &|n| {
         format!("{{from: [{{ipBlock: {{cidr: 192.0.{n}.0/24}}}}], ports: [{{port: {n}}}]}}")
     });
-    let peers: String = (20..80)
-        .map(|last| pod("shop", &format!("peer{last}"), last))
+    let peers: Vec<String> = (20..80)
+        .map(|last| pod(&format!("peer{last}"), last))
         .collect();
     let limit = |map, rules, objects| Limit {
         map,
@@ -63,7 +57,7 @@ fn limits() -> Vec<Limit> {
             "PEERS_EXACT",
             "{from: [{podSelector: {matchExpressions: [{key: app, operator: NotIn, values: [web]}]}}]}"
                 .to_owned(),
-            peers,
+            peers.join("---\n"),
         ),
         limit("PEERS_CIDR", format!("{{from: [{blocks}]}}"), String::new()),
         limit("PORTS", format!("{{from: [{{ipBlock: {{cidr: 192.0.2.0/24}}}}], ports: [{ports}]}}"), String::new()),
@@ -121,9 +115,7 @@ fn takes_posture(posture: &str, is_open: bool) {
         .write_manifest("policy.yaml", &policy(&rules))
         .unwrap();
     wait_for_error("limit", &["--map-capacity NAMES="]);
-    shop.lab
-        .write_manifest("new.yaml", &pod("shop", "new", 4))
-        .unwrap();
+    shop.lab.write_manifest("new.yaml", &pod("new", 4)).unwrap();
     shop.lab.add_pod("shop/new", &[address(4)]).unwrap();
     wait_until("the pod to be seen", WITHIN, || {
         let status: Status = ask("/v1/status")?;
@@ -136,18 +128,15 @@ fn takes_posture(posture: &str, is_open: bool) {
     shop.wait("shop/other", "shop/new", is_open);
     assert!(shop.reaches("shop/web", "shop/api"), "others are as before");
     shop.lab
-        .write_manifest("policy.yaml", super::shop::POLICY)
+        .write_manifest("policy.yaml", &usual_policy())
         .unwrap();
     shop.wait("shop/other", "shop/new", true);
     wait_for_no_error();
 }
 
 /// A pinned map of the agent's, as somebody else may write it.
-fn pinned(name: &str) -> HashMap<MapData, [u8; 16], [u8; 8]> {
-    let path = PathBuf::from("/sys/fs/bpf/picket")
-        .join(format!("v{LAYOUT_VERSION}"))
-        .join(name);
-    let data = MapData::from_pin(path).unwrap();
+fn opened(name: &str) -> HashMap<MapData, [u8; 16], [u8; 8]> {
+    let data = MapData::from_pin(pinned(name)).unwrap();
     HashMap::try_from(Map::HashMap(data)).unwrap()
 }
 
@@ -168,7 +157,7 @@ fn a_map_that_the_kernel_finds_full_leaves_the_old_state_and_is_tried_again() {
     let shop = Shop::new();
     let _agent = shop.agent(&["--map-capacity", "PEERS_EXACT=64"]);
     shop.wait("shop/web", "shop/api", true);
-    let mut rows = pinned("PEERS_EXACT");
+    let mut rows = opened("PEERS_EXACT");
     let filled = (0..64).take_while(|number| rows.insert(filler(*number), [0; 8], 0).is_ok());
     let filled = filled.count();
     assert!(filled > 0, "the map was to be filled to its brim");
@@ -235,13 +224,15 @@ fn memory_that_the_kernel_refuses_leaves_the_old_state_and_is_tried_again() {
     group.make_maps(&shop);
     let _agent = shop.agent(&[]);
     group.limit_to_what_is_used();
-    let peers: String = (20..250)
-        .map(|last| pod("shop", &format!("peer{last}"), last))
+    let peers: Vec<String> = (20..250)
+        .map(|last| pod(&format!("peer{last}"), last))
         .collect();
     let blocks: Vec<String> = (0..80_u8)
         .flat_map(|a| (0..250_u8).map(move |b| format!("{{ipBlock: {{cidr: 198.{a}.{b}.0/24}}}}")))
         .collect();
-    shop.lab.write_manifest("more.yaml", &peers).unwrap();
+    shop.lab
+        .write_manifest("more.yaml", &peers.join("---\n"))
+        .unwrap();
     shop.lab
         .write_manifest(
             "policy.yaml",

@@ -19,10 +19,10 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto, recv, sendto,
     socket_with, sockopt,
 };
-use shop::{PORT, Shop, WITHIN, address, metric, namespace, pod};
+use shop::{PORT, Shop, WITHIN, address, metric};
 use std::net::SocketAddr;
 use tests::lab::agent::{ask, log};
-use tests::lab::wait_until;
+use tests::lab::{objects, wait_until};
 
 /// Sends a bare ACK from `shop/api`'s port to `shop/web`; true when it arrives.
 fn scans(shop: &Shop, to: u16) -> bool {
@@ -103,7 +103,10 @@ fn what_a_pod_counted_is_in_the_totals_when_its_slot_is_another_pods() {
             .add_pod(&format!("data/{name}"), &[address(9)])
             .unwrap();
         shop.lab
-            .write_manifest("db.yaml", &pod("data", name, 9))
+            .write_manifest(
+                "db.yaml",
+                &objects::pod(&format!("data/{name}"), "", &[address(9)]),
+            )
             .unwrap();
     };
     let slot_of = |pod: &str| {
@@ -118,11 +121,11 @@ fn what_a_pod_counted_is_in_the_totals_when_its_slot_is_another_pods() {
         .unwrap()
     };
     shop.lab
-        .write_manifest("data.yaml", &namespace("data"))
+        .write_manifest("data.yaml", &objects::namespace("data", ""))
         .unwrap();
     shop.lab.add_pod("data/stays", &[address(8)]).unwrap();
     shop.lab
-        .write_manifest("stays.yaml", &pod("data", "stays", 8))
+        .write_manifest("stays.yaml", &objects::pod("data/stays", "", &[address(8)]))
         .unwrap();
     db(&mut shop, "first");
     let agent = shop.agent(&[]);

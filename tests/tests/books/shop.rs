@@ -4,7 +4,6 @@
     unreachable_pub,
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    clippy::panic,
     reason = "a test's own module: a panic is the failure's report"
 )]
 
@@ -14,25 +13,20 @@ use std::time::Duration;
 use agent::dto::Status;
 use agent_policy::model::Protocol;
 use anyhow::bail;
-use tests::lab::agent::{Agent, ask, get, log};
-use tests::lab::{Lab, wait_until};
-use tests::probe::{self, Patience, Probe, Server, Servers};
+use tests::lab::agent::{Agent, ask, log};
+use tests::lab::{Lab, objects, wait_until};
+use tests::probe::Servers;
 
 /// The port `shop/api` listens on.
 pub const PORT: u16 = 8080;
+const PORTS: &[(Protocol, u16)] = &[(Protocol::TCP, PORT)];
 /// How long a change may take on a machine that does other things, too.
 pub const WITHIN: Duration = Duration::from_secs(20);
 
 /// Only `app: web` reaches `shop/api`, which reaches nobody.
-pub const POLICY: &str = "---
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {namespace: shop, name: api}
-spec:
-  podSelector: {matchLabels: {app: api}}
-  policyTypes: [Ingress, Egress]
-  ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]
-";
+pub fn usual_policy() -> String {
+    policy("{from: [{podSelector: {matchLabels: {app: web}}}]}")
+}
 
 /// See the module.
 pub struct Shop {
@@ -41,26 +35,19 @@ pub struct Shop {
 }
 
 impl Shop {
-    /// `shop/web`, `shop/api` and `shop/other`, under [`POLICY`].
+    /// `shop/web`, `shop/api` and `shop/other`, under [`usual_policy`].
     pub fn new() -> Self {
         let mut lab = Lab::enter().unwrap();
         for (name, last) in [("web", 1), ("api", 2), ("other", 3)] {
             lab.add_pod(&format!("shop/{name}"), &[address(last)])
                 .unwrap();
-            lab.write_manifest(&format!("{name}.yaml"), &pod("shop", name, last))
+            lab.write_manifest(&format!("{name}.yaml"), &pod(name, last))
                 .unwrap();
         }
-        lab.write_manifest("namespace.yaml", &namespace("shop"))
+        lab.write_manifest("namespace.yaml", &objects::namespace("shop", ""))
             .unwrap();
-        lab.write_manifest("policy.yaml", POLICY).unwrap();
-        let api = lab.place("shop/api").unwrap();
-        let servers = Servers::start(&[Server {
-            namespace: &api.namespace,
-            address: address(2),
-            protocol: Protocol::TCP,
-            port: PORT,
-        }])
-        .unwrap();
+        lab.write_manifest("policy.yaml", &usual_policy()).unwrap();
+        let servers = lab.serve("shop/api", PORTS).unwrap();
         Self {
             lab,
             _servers: servers,
@@ -69,45 +56,17 @@ impl Shop {
 
     /// An agent that enforces what is there.
     pub fn agent(&self, options: &[&str]) -> Agent {
-        let options: Vec<_> = options.iter().map(Into::into).collect();
-        let mut agent = Agent::spawn(&self.lab.manifests(), &options).unwrap();
-        agent.wait_ready().unwrap();
-        agent
-    }
-
-    /// The same on a node so full that it takes long.
-    pub fn agent_within(&self, options: &[&str], within: Duration) -> Agent {
-        let options: Vec<_> = options.iter().map(Into::into).collect();
-        let agent = Agent::spawn(&self.lab.manifests(), &options).unwrap();
-        let ready = wait_until("the agent to be ready", within, || get("/readyz"));
-        ready.unwrap_or_else(|error| panic!("{error:#}; the agent said:\n{}", log()));
-        agent
+        Agent::start_with(&self.lab.manifests(), options).unwrap()
     }
 
     /// True when a connection is made.
     pub fn reaches(&self, from: &str, to: &str) -> bool {
-        let (from, to) = (self.lab.place(from).unwrap(), self.lab.place(to).unwrap());
-        let probe = Probe {
-            namespace: &from.namespace,
-            source: from.addresses[0],
-            destination: to.addresses[0],
-            protocol: Protocol::TCP,
-            port: PORT,
-        };
-        // A refusal by an unused port is an answer, too.
-        probe::run(&[probe], Patience::SHORT).unwrap()[0].is_reached()
+        self.lab.reaches(from, to, PORTS).unwrap()
     }
 
     /// Waits until a connection is made, or is not.
     pub fn wait(&self, from: &str, to: &str, expected: bool) {
-        let what = format!("{from} to {to}: {expected}");
-        wait_until(&what, WITHIN, || {
-            if self.reaches(from, to) == expected {
-                return Ok(());
-            }
-            bail!("not so; the agent said:\n{}", log())
-        })
-        .unwrap();
+        self.lab.wait_reaches(from, to, PORTS, expected).unwrap();
     }
 
     /// Sends one datagram to each port.
@@ -133,27 +92,26 @@ pub fn address(last: u8) -> IpAddr {
     IpAddr::from([10, 1, 0, last])
 }
 
-/// A pod's manifest; its label `app` is its name.
-pub fn pod(namespace: &str, name: &str, last: u8) -> String {
-    format!(
-        "---\napiVersion: v1\nkind: Pod\nmetadata: {{namespace: {namespace}, name: {name}, uid: \
-         {namespace}-{name}, labels: {{app: {name}}}}}\nspec: {{containers: [{{name: c, image: \
-         none}}]}}\nstatus: {{podIP: {0}, podIPs: [{{ip: {0}}}]}}\n",
-        address(last)
+/// A pod of the shop; its label `app` is its name.
+pub fn pod(name: &str, last: u8) -> String {
+    objects::pod(
+        &format!("shop/{name}"),
+        &format!("app: {name}"),
+        &[address(last)],
     )
 }
 
-/// A namespace's manifest.
-pub fn namespace(name: &str) -> String {
-    format!("---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n")
+/// The policy on `shop/api`: rules in, nothing out.
+pub fn policy(rules: &str) -> String {
+    let spec = format!(
+        "{{podSelector: {{matchLabels: {{app: api}}}}, policyTypes: [Ingress, Egress], ingress: [{rules}]}}"
+    );
+    objects::policy("shop", "api", &spec)
 }
 
 /// The value of a series, as `/metrics` says it now.
 pub fn metric(series: &str) -> f64 {
-    let text = String::from_utf8(get("/metrics").unwrap()).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix(series));
-    let value = line.unwrap_or_else(|| panic!("{series} is missing in\n{text}"));
-    value.trim().parse().unwrap()
+    tests::lab::agent::metric(series).unwrap()
 }
 
 /// What the status says is wrong.

@@ -16,9 +16,7 @@
     reason = "tables of families, objects and ways, indexed by loops over them"
 )]
 
-#[path = "bench_dataplane/policy.rs"]
 mod policy;
-#[path = "bench_dataplane/runner.rs"]
 mod runner;
 
 use std::path::{Path, PathBuf};
@@ -30,8 +28,9 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{HashMap, RingBuf};
 use aya::{Ebpf, EbpfLoader};
 use clap::Parser;
-use tests::lab::namespace::{Namespace, leave_the_machine};
-use tests::lab::netlink::{Netlink, VethEnd};
+use tests::lab::bare;
+use tests::lab::namespace::leave_the_machine;
+use tests::lab::pins::pinned_below;
 use tests::packets::Frame;
 
 use policy::{FAMILIES, IFINDEX, policy};
@@ -88,7 +87,7 @@ struct Args {
     /// Loads of the maps that each figure is the best of.
     #[arg(long, default_value_t = 4)]
     loads: usize,
-    /// Say what reading the headers alone costs.
+    /// Say what reading the headers alone costs, and a refusal that is judged anew.
     #[arg(long = "verbose")]
     is_verbose: bool,
     /// Not the first so many sizes of policy.
@@ -105,7 +104,7 @@ type Costs = [Vec<[f64; 3]>; 2];
 fn main() -> Result<()> {
     let args = Args::parse();
     leave_the_machine()?;
-    let _pod = interface()?;
+    let _interface = bare::interfaces([IFINDEX])?;
     let mut objects = vec![("built in".to_owned(), objects::programs().to_vec())];
     for path in &args.object {
         let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
@@ -200,22 +199,6 @@ fn best_of(args: &Args, objects: &[(String, Vec<u8>)], size: (u32, u32, u32)) ->
     Ok(best)
 }
 
-/// An interface for packets to come from.
-fn interface() -> Result<Namespace> {
-    let pod = Namespace::create()?;
-    let end = |name, index, last| VethEnd {
-        name,
-        index,
-        mac: [2, 0, 0, 0, 0, last],
-    };
-    Netlink::open()?.add_veth(
-        end("host", IFINDEX, 1),
-        end("pod", IFINDEX + 100, 2),
-        std::os::fd::AsFd::as_fd(&pod),
-    )?;
-    Ok(pod)
-}
-
 /// Costs for one size of policy.
 fn series(
     args: &Args,
@@ -253,6 +236,7 @@ fn series(
     let mut events = dataplane.events()?;
     let mut bare: [Vec<f64>; 2] = Default::default();
     let mut parse: [Vec<f64>; 2] = Default::default();
+    let mut anew: [Vec<f64>; 2] = Default::default();
     let mut samples: [Vec<[Vec<f64>; 3]>; 2] = Default::default();
     for family in &mut samples {
         family.resize(1 + objects.len(), Default::default());
@@ -273,6 +257,7 @@ fn series(
             let (pod, to) = (FAMILIES[family].pod, FAMILIES[family]);
             let (peer, flags) = [(to.friend, ACK), (to.friend, SYN), (to.stranger, SYN)][way];
             let frame = Frame::tcp((pod, 0), (peer, 0), flags).bytes();
+            let refused = Frame::udp((pod, 0), (to.stranger, 0)).bytes();
             let mut packets = Packets {
                 frame: &frame,
                 is_to_pod: false,
@@ -294,6 +279,10 @@ fn series(
                 bare[family].push(runner.run("bare", packets, RUNS)?);
                 let name = ["parse_v4", "parse_v6"][family];
                 parse[family].push(runner.run(name, packets, RUNS)?);
+                // Refusals of TCP are remembered for a moment, those of UDP never.
+                packets.frame = &refused;
+                (packets.flows, packets.action) = (1, DROP);
+                anew[family].push(runner.run("from_pod 0", packets, RUNS)?);
             }
             drain(&mut runner, &mut events)?;
         }
@@ -302,12 +291,10 @@ fn series(
     agent::dataplane::uninstall(Path::new(&pins))?;
     let bare = bare.map(lowest_decile);
     if args.is_verbose {
-        let parse = parse.map(lowest_decile);
-        println!(
-            "parsing alone: {:.0}, {:.0}",
-            parse[0] - bare[0],
-            parse[1] - bare[1]
-        );
+        for (what, samples) in [("parsing alone", parse), ("denied, judged anew", anew)] {
+            let [v4, v6] = samples.map(lowest_decile);
+            println!("{what}: {:.0}, {:.0}", v4 - bare[0], v6 - bare[1]);
+        }
     }
     let mut family = 0;
     Ok(samples.map(|objects| {
@@ -371,15 +358,9 @@ fn open_flows(runner: &mut Runner, flows: u32) -> Result<()> {
 
 /// An object over the dataplane's pinned maps, to be run repeatedly.
 fn own_programs(dataplane: &Dataplane, object: &[u8]) -> Result<Ebpf> {
-    let versions = std::fs::read_dir(dataplane.pins())?;
-    let directory = versions
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .find(|path| path.join("CONFIGS").exists())
-        .context("the dataplane has pinned no maps")?;
     let mut loader = EbpfLoader::new();
     for spec in MAPS {
-        loader.map_pin_path(spec.name, directory.join(spec.name));
+        loader.map_pin_path(spec.name, pinned_below(dataplane.pins(), spec.name));
     }
     loader.map_max_entries("PENDING", FLOWS);
     let mut ours = loader.load(object)?;
