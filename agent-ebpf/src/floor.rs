@@ -1,5 +1,5 @@
 //! Yardsticks: the least that a tc program can cost, for benchmarks to compare with; the program
-//! that gives them and ours their packets; and the readers of the torn-read test. Nothing but tests
+//! that gives them and ours their packets; and the reader of the torn-read test. Nothing but tests
 //! loads them.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 #![expect(
@@ -86,13 +86,9 @@ static PROGRAMS: ProgramArray<16> = ProgramArray::new();
 #[btf_map]
 static ENDPOINTS: Array<EndpointWord, { ENDPOINT_ROWS as usize }, { BPF_F_MMAPABLE as usize }> =
     Array::new();
-/// Six words that belong together, written by the system call, as a contrast. The second row lies
-/// across two cache lines.
+/// Reads of the word in 0, mismatches in 1.
 #[btf_map]
-static TORN_ROWS: Array<[u64; 6], 2> = Array::new();
-/// Reads and mismatches: of the word in 0 and 1, of the row in 2 and 3.
-#[btf_map]
-static TORN_COUNTS: PerCpuArray<u64, 4> = PerCpuArray::new();
+static TORN_COUNTS: PerCpuArray<u64, 2> = PerCpuArray::new();
 
 /// Reads in one run of a reader.
 const READS: u32 = 1000;
@@ -317,38 +313,13 @@ pub fn torn_word(_context: TcContext) -> i32 {
         }
         read += 1;
     }
-    count_torn(0, torn);
-    TC_ACT_UNSPEC
-}
-
-/// The same for a row of six words that a system call writes.
-#[classifier]
-pub fn torn_row(_context: TcContext) -> i32 {
-    let mut torn = 0;
-    let mut read = 0;
-    while read < READS {
-        if let Some(row) = TORN_ROWS.get_ptr(1) {
-            let row = row.cast::<u64>();
-            // SAFETY: a live map value of six words.
-            let first = unsafe { row.read_volatile() };
-            // SAFETY: as above.
-            let last = unsafe { row.add(5).read_volatile() };
-            torn += u64::from(first != last);
-        }
-        read += 1;
-    }
-    count_torn(2, torn);
-    TC_ACT_UNSPEC
-}
-
-#[inline(always)]
-fn count_torn(place: u32, torn: u64) {
-    for (index, amount) in [(place, u64::from(READS)), (place + 1, torn)] {
+    for (index, amount) in [(0, u64::from(READS)), (1, torn)] {
         if let Some(row) = TORN_COUNTS.get_ptr_mut(index) {
             // SAFETY: this CPU's own value.
             unsafe { *row += amount };
         }
     }
+    TC_ACT_UNSPEC
 }
 
 #[cfg(not(target_arch = "bpf"))]

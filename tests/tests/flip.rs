@@ -7,18 +7,18 @@
     reason = "helpers of tests fail like tests; the figures are printed for people"
 )]
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use agent::dataplane::{Dataplane, Options, objects};
 use agent_common::maps::{Config, EndpointWord};
 use agent_policy::plan::Write;
-use aya::maps::{Array, PerCpuArray};
+use aya::maps::PerCpuArray;
 use aya::programs::{SchedClassifier, TestRun as _};
 use aya::{Ebpf, EbpfLoader, TestRunOptions};
 use tests::lab::namespace::leave_the_machine;
+use tests::lab::pins::{PINS, pinned};
 
-/// The interface whose word the readers load; see `picket-floor`.
+/// The interface whose word the reader loads; see `picket-floor`.
 const IFINDEX: u32 = 1;
 /// What a revision is, given its config row; the same number as in `picket-floor`.
 const PAIR: u32 = 0x9e37_79b1;
@@ -35,28 +35,29 @@ fn wanted_reads() -> u64 {
     }
 }
 
-/// Reads and mismatches that a reader has counted from place `first` on.
-fn counted(readers: &Ebpf, first: u32) -> (u64, u64) {
-    let map = readers.map("TORN_COUNTS").unwrap();
+/// Reads and mismatches that the reader has counted.
+fn counted(reader: &Ebpf) -> (u64, u64) {
+    let map = reader.map("TORN_COUNTS").unwrap();
     let counts: PerCpuArray<_, u64> = PerCpuArray::try_from(map).unwrap();
     let sum = |place| counts.get(&place, 0).unwrap().iter().sum();
-    (sum(first), sum(first + 1))
+    (sum(0), sum(1))
 }
 
-fn read_until(readers: &mut Ebpf, program: &'static str, first: u32, reads: u64) -> (u64, u64) {
-    let reader: &mut SchedClassifier = readers.program_mut(program).unwrap().try_into().unwrap();
-    reader.load().unwrap();
+fn read_until(reader: &mut Ebpf, reads: u64) -> (u64, u64) {
+    let program: &mut SchedClassifier =
+        reader.program_mut("torn_word").unwrap().try_into().unwrap();
+    program.load().unwrap();
     loop {
-        let reader: &SchedClassifier = readers.program(program).unwrap().try_into().unwrap();
+        let program: &SchedClassifier = reader.program("torn_word").unwrap().try_into().unwrap();
         let repeat = u64::from(REPEAT).min(reads.div_ceil(READS_A_RUN));
-        reader
+        program
             .test_run(TestRunOptions {
                 data_in: Some(&[0; 64]),
                 repeat: u32::try_from(repeat).unwrap(),
                 ..TestRunOptions::new()
             })
             .unwrap();
-        let (read, torn) = counted(readers, first);
+        let (read, torn) = counted(reader);
         if read >= reads {
             return (read, torn);
         }
@@ -73,8 +74,7 @@ fn word(row: u32) -> EndpointWord {
 #[test]
 fn a_flip_is_never_seen_half_done() {
     leave_the_machine().unwrap();
-    let pins = Path::new("/sys/fs/bpf/picket");
-    let mut dataplane = Dataplane::open(&Options::new(pins)).unwrap();
+    let mut dataplane = Dataplane::open(&Options::new(PINS)).unwrap();
     let rows = 1..=2_u32;
     let configs: Vec<_> = rows
         .clone()
@@ -94,8 +94,8 @@ fn a_flip_is_never_seen_half_done() {
         })
         .collect();
     dataplane.apply(&flips).unwrap();
-    let mut readers = EbpfLoader::new()
-        .map_pin_path("ENDPOINTS", pins.join("v1/ENDPOINTS"))
+    let mut reader = EbpfLoader::new()
+        .map_pin_path("ENDPOINTS", pinned("ENDPOINTS"))
         .load(objects::floor())
         .unwrap();
     let is_over = AtomicBool::new(false);
@@ -107,36 +107,11 @@ fn a_flip_is_never_seen_half_done() {
             }
             flipped
         });
-        let result = read_until(&mut readers, "torn_word", 0, wanted_reads());
+        let result = read_until(&mut reader, wanted_reads());
         is_over.store(true, Ordering::Relaxed);
         (result, writer.join().unwrap())
     });
     println!("{read} reads of the word during {flipped} flips: {torn} torn");
     assert!(flipped > 1000, "the writer was at work: {flipped}");
     assert_eq!(torn, 0);
-}
-
-#[test]
-fn a_row_written_by_the_system_call_is_seen_half_done() {
-    leave_the_machine().unwrap();
-    let mut readers = EbpfLoader::new().load(objects::floor()).unwrap();
-    let map = readers.take_map("TORN_ROWS").unwrap();
-    let mut rows: Array<_, [u64; 6]> = Array::try_from(map).unwrap();
-    let is_over = AtomicBool::new(false);
-    let (read, torn) = std::thread::scope(|scope| {
-        let is_over = &is_over;
-        scope.spawn(move || {
-            let mut number = 0;
-            while !is_over.load(Ordering::Relaxed) {
-                number += 1;
-                rows.set(1, [number; 6], 0).unwrap();
-            }
-        });
-        let result = read_until(&mut readers, "torn_row", 2, wanted_reads());
-        is_over.store(true, Ordering::Relaxed);
-        result
-    });
-    println!("{read} reads of a 48-byte row written by system calls: {torn} torn");
-    // How many is a matter of luck; that it can happen is why the flip is a word.
-    assert!(read >= wanted_reads());
 }
