@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod bare;
+pub mod foreign;
 pub mod manifests;
 pub mod measure;
 pub mod namespace;

@@ -14,13 +14,14 @@ use std::path::Path;
 
 use agent::dataplane::{ApplyCause, Dataplane, DataplaneError, Method, Options, uninstall};
 use agent_common::maps::{
-    ALLOW, Config, EndpointWord, FIRST_RULE_ROW, IdKind, LAYOUT_VERSION, NAME_RULE, NameKey,
-    PeerEntry, PortFunction, Prefix, Settings, Traffic, VerdictKey, rule_id,
+    ALLOW, Config, EndpointWord, FIRST_RULE_ROW, IdKind, NAME_RULE, NameKey, PeerEntry,
+    PortFunction, Prefix, Settings, Traffic, VerdictKey, rule_id,
 };
 use agent_policy::plan::Write;
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use node::Node;
+use tests::lab::pins::pinned;
 
 /// One endpoint with a policy that knows one class.
 fn plan(ifindex: u32, slot: u32, row: u32, revision: u32) -> Vec<Write> {
@@ -300,7 +301,7 @@ fn a_slot_that_is_opened_again_remembers_nothing() {
 fn a_rules_row_starts_at_zero_whoever_had_it_before() {
     let node = Node::new();
     let mut dataplane = node.open();
-    let pin = node.pins().join(format!("v{LAYOUT_VERSION}/RULE_HITS"));
+    let pin = pinned("RULE_HITS");
     let data = MapData::from_pin(pin).unwrap();
     let mut hits = PerCpuArray::<_, [u64; 2]>::try_from(Map::PerCpuArray(data)).unwrap();
     let count = || PerCpuValues::try_from(vec![[7, 9]; nr_cpus().unwrap()]).unwrap();
@@ -352,10 +353,7 @@ fn links_of_interfaces_that_are_gone_are_reaped() {
     let mut dataplane = node.open();
     dataplane.attach(ifindex, &name).unwrap();
     node.ip(&["link", "del", &name]);
-    let pinned = || {
-        let links = node.pins().join("v1/links");
-        std::fs::read_dir(links).unwrap().count()
-    };
+    let pinned = || std::fs::read_dir(pinned("links")).unwrap().count();
     if dataplane.method() == Method::Tcx {
         assert_eq!(pinned(), 2, "dead, and still pinned");
     }
@@ -411,7 +409,8 @@ fn uninstall_leaves_what_is_others_and_nothing_of_ours() {
             !qdiscs.contains("clsact"),
             "{method:?}: ours went: {qdiscs}"
         );
-        assert!(foreign.stays(), "{method:?}");
+        let is_shown = foreign.is_none_or(|program| program.is_shown().unwrap());
+        assert!(is_shown, "{method:?}");
         assert_eq!(
             uninstall(node.pins()).unwrap().versions,
             0,
@@ -451,9 +450,9 @@ fn a_second_agent_and_another_layout_are_refused() {
         Err(DataplaneError::Held { .. })
     ));
     drop(first);
-    let verdicts = node.pins().join("v1/VERDICTS");
+    let verdicts = pinned("VERDICTS");
     std::fs::remove_file(&verdicts).unwrap();
-    std::fs::rename(node.pins().join("v1/NAMES"), &verdicts).unwrap();
+    std::fs::rename(pinned("NAMES"), &verdicts).unwrap();
     let error = Dataplane::open(&node.options()).unwrap_err();
     assert!(
         matches!(

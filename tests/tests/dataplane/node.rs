@@ -4,7 +4,6 @@
 #![expect(
     unreachable_pub,
     clippy::unused_self,
-    clippy::mem_forget,
     reason = "a test's own module; the node is asked even where its thread is what counts"
 )]
 
@@ -13,14 +12,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use agent::dataplane::{Dataplane, Method, Options, objects};
-use aya::programs::tc::{NlOptions, TcAttachOptions};
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
-use aya::{Ebpf, EbpfLoader};
+use agent::dataplane::{Dataplane, Method, Options};
+use aya::programs::tc::TcAttachType;
 use tests::lab::Lab;
+use tests::lab::foreign::{Foreign, Place};
+use tests::lab::pins::PINS;
 
-/// Where the pins are, in a BPF file system of the lab's own.
-const PINS: &str = "/sys/fs/bpf/picket";
 /// The pods' port that knocks go to.
 const PORT: u16 = 4000;
 
@@ -107,53 +104,14 @@ impl Node {
 
     /// Somebody else's filter in the interface's clsact qdisc, of a program nobody holds.
     pub fn foreign_filter(&self, interface: &str) {
-        let mut ebpf = EbpfLoader::new().load(objects::floor()).unwrap();
-        let program: &mut SchedClassifier = ebpf.program_mut("bare").unwrap().try_into().unwrap();
-        program.load().unwrap();
-        let options = TcAttachOptions::Netlink(NlOptions {
-            priority: 7,
-            ..NlOptions::default()
-        });
-        let id = program
-            .attach_with_options(interface, TcAttachType::Ingress, options)
-            .unwrap();
-        // Dropping a link detaches it.
-        std::mem::forget(program.take_link(id).unwrap());
+        let place = Place::Filter(7);
+        let filter = Foreign::attach(interface, TcAttachType::Ingress, place);
+        filter.unwrap().leave();
     }
 
     /// Somebody else's program at the interface's TCX ingress hook, where the kernel has one.
-    pub fn foreign(&self, interface: &str) -> Foreign {
-        let mut ebpf = EbpfLoader::new().load(objects::floor()).unwrap();
-        let program: &mut SchedClassifier = ebpf.program_mut("bare").unwrap().try_into().unwrap();
-        program.load().unwrap();
-        let order = TcAttachOptions::TcxOrder(LinkOrder::default());
-        let is_there = program
-            .attach_with_options(interface, TcAttachType::Ingress, order)
-            .is_ok();
-        Foreign {
-            interface: interface.to_owned(),
-            is_there,
-            _ebpf: ebpf,
-        }
-    }
-}
-
-/// A program that is not ours.
-pub struct Foreign {
-    interface: String,
-    is_there: bool,
-    _ebpf: Ebpf,
-}
-
-impl Foreign {
-    /// True when it is where it was put.
-    pub fn stays(&self) -> bool {
-        !self.is_there
-            || SchedClassifier::query_tcx(&self.interface, TcAttachType::Ingress)
-                .unwrap()
-                .1
-                .iter()
-                .any(|program| program.name() == b"bare")
+    pub fn foreign(&self, interface: &str) -> Option<Foreign> {
+        Foreign::attach(interface, TcAttachType::Ingress, Place::Tcx).ok()
     }
 }
 
