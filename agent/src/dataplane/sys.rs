@@ -7,6 +7,7 @@
 )]
 
 pub(crate) mod batch;
+mod btf;
 mod links;
 mod objects;
 mod words;
@@ -39,6 +40,7 @@ enum Command {
     MapById = 14,
     ObjectInfo = 15,
     ProgramQuery = 16,
+    BtfLoad = 18,
     MapLookupBatch = 24,
     MapUpdateBatch = 26,
     MapDeleteBatch = 27,

@@ -1,10 +1,10 @@
 //! Maps and what is pinned, as objects: made, opened, pinned and asked what they are.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use super::{Command, bpf, bpf_fd, path_string, raw};
+use super::{Command, bpf, bpf_fd, btf, path_string, raw};
 
 /// `BPF_MAP_TYPE_LRU_HASH`.
 pub(crate) const LRU_HASH: u32 = 9;
@@ -19,6 +19,10 @@ struct Create {
     inner_map_fd: u32,
     numa_node: u32,
     map_name: [u8; 16],
+    map_ifindex: u32,
+    btf_fd: u32,
+    btf_key_type_id: u32,
+    btf_value_type_id: u32,
 }
 
 /// Makes an LRU hash with the common list, as the inner maps of `CONNTRACK` are.
@@ -27,6 +31,7 @@ pub(crate) fn create_lru(key_size: u32, value_size: u32, entries: u32) -> io::Re
     for (place, byte) in map_name.iter_mut().zip(b"CONNTRACK_SLOT") {
         *place = *byte;
     }
+    let described = btf::load(key_size, value_size)?;
     bpf_fd(
         Command::MapCreate,
         &mut Create {
@@ -38,6 +43,10 @@ pub(crate) fn create_lru(key_size: u32, value_size: u32, entries: u32) -> io::Re
             inner_map_fd: 0,
             numa_node: 0,
             map_name,
+            map_ifindex: 0,
+            btf_fd: raw(described.as_fd()),
+            btf_key_type_id: btf::KEY,
+            btf_value_type_id: btf::VALUE,
         },
     )
 }
