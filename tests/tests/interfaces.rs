@@ -1,12 +1,13 @@
 //! Programs and interfaces that part: a program that is missing when the agent starts is put back;
-//! an index that is used again brings no other pod's policy, and an interface that moves away and
-//! back is enforced again.
+//! an index that is used again, or shares its place with others, brings no other pod's policy, and
+//! an interface that moves away and back is enforced again.
 
 use std::net::IpAddr;
 use std::process::Command;
 use std::time::Duration;
 
 use agent::dto::{EndpointState, Status};
+use agent_common::maps::ENDPOINT_ROWS;
 use agent_policy::model::Protocol;
 use anyhow::{Context as _, Result, ensure};
 use tests::lab::agent::{Agent, ask};
@@ -177,4 +178,40 @@ fn an_interface_that_was_moved_away_and_back_is_enforced_again() -> Result<()> {
         );
         Ok(())
     })
+}
+
+#[test]
+fn interfaces_whose_indices_collide_have_policies_of_their_own() -> Result<()> {
+    // The first has the place that all of them would have.
+    let pods = [
+        ("first", "any", "10.12.0.11"),
+        ("second", "closed", "10.12.0.12"),
+        ("third", "any", "10.12.0.13"),
+        ("client", "any", "10.12.0.2"),
+    ];
+    let mut stage = Stage::open(&cluster(&[("client", "any", "10.12.0.2")]))?;
+    stage.apply("policy.yaml", &policy("shop", "closed", POLICY))?;
+    for (turn, (name, _, address)) in (0..3).zip(pods) {
+        let veth = 1000 + turn * ENDPOINT_ROWS;
+        let name = format!("shop/{name}");
+        stage.lab.add_pod_at(&name, &[address.parse()?], veth)?;
+    }
+    stage.lab.write_manifest("cluster.yaml", &cluster(&pods))?;
+    for name in ["shop/first", "shop/second", "shop/third"] {
+        programmed(name)?;
+    }
+    let reached = |stage: &Stage, pods: [&str; 3]| -> Result<[bool; 3]> {
+        let [first, second, third] = pods.map(|pod| stage.lab.reaches("shop/client", pod, PORTS));
+        Ok([first?, second?, third?])
+    };
+    let all = ["shop/first", "shop/second", "shop/third"];
+    ensure!(reached(&stage, all)? == [true, false, true]);
+
+    stage.lab.remove_pod("shop/first")?;
+    let [_, rest @ ..] = &pods;
+    stage.lab.write_manifest("cluster.yaml", &cluster(rest))?;
+    stage.settle()?;
+    ensure!(!stage.lab.reaches("shop/client", "shop/second", PORTS)?);
+    ensure!(stage.lab.reaches("shop/client", "shop/third", PORTS)?);
+    Ok(())
 }
