@@ -7,6 +7,7 @@
     reason = "helpers of tests fail like tests"
 )]
 
+mod audit;
 mod node;
 
 use std::net::IpAddr;

@@ -67,12 +67,8 @@ impl Node {
 
     /// Sends the pod a datagram from the node; true when it arrives.
     pub fn knock(&self, pod: &str) -> bool {
-        let place = self.lab.place(pod).unwrap();
-        let address = place.addresses[0];
-        let inside = place
-            .namespace
-            .enter(|| Ok(UdpSocket::bind((address, PORT))?))
-            .unwrap();
+        let address = self.lab.place(pod).unwrap().addresses[0];
+        let inside = self.socket(pod, PORT);
         inside
             .set_read_timeout(Some(Duration::from_millis(150)))
             .unwrap();
@@ -81,14 +77,16 @@ impl Node {
         inside.recv(&mut [0; 8]).is_ok()
     }
 
+    /// A socket of the pod's, at its address.
+    pub fn socket(&self, pod: &str, port: u16) -> UdpSocket {
+        let place = self.lab.place(pod).unwrap();
+        let bind = || Ok(UdpSocket::bind((place.addresses[0], port))?);
+        place.namespace.enter(bind).unwrap()
+    }
+
     /// Sends a datagram from the pod, which waits for no answer.
     pub fn send(&self, pod: &str, to: &str) {
-        let place = self.lab.place(pod).unwrap();
-        let address = place.addresses[0];
-        let inside = place
-            .namespace
-            .enter(|| Ok(UdpSocket::bind((address, 0))?))
-            .unwrap();
+        let inside = self.socket(pod, 0);
         inside.send_to(b"out", (to, PORT)).unwrap();
     }
 
