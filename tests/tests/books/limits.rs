@@ -1,25 +1,20 @@
-//! What does not fit: the state in force stays, whole; what is wrong and which setting mends it is
+//! What does not fit its map: the state in force stays, whole; what is wrong and which setting mends it is
 //! said; it is tried again; pods that come meanwhile take the posture.
 
 #![expect(
     clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::print_stderr,
     reason = "a test's own module: a panic is the failure's report"
 )]
-
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use aya::maps::{HashMap, Map, MapData};
 
 use super::shop::{
-    Shop, WITHIN, address, pod, policy, usual_policy, wait_for_error, wait_for_no_error,
+    Shop, WITHIN, address, metric, pod, policy, usual_policy, wait_for_error, wait_for_no_error,
 };
 use agent::dto::Status;
+use agent_common::maps::RULE_ROWS;
 use anyhow::bail;
-use tests::lab::agent::{ask, get, log, picket};
+use tests::lab::agent::{ask, log};
 use tests::lab::pins::pinned;
 use tests::lab::wait_until;
 
@@ -178,133 +173,37 @@ fn a_map_that_the_kernel_finds_full_leaves_the_old_state_and_is_tried_again() {
     wait_for_no_error();
 }
 
-/// A memory cgroup of our own, gone with the value.
-///
-/// Held open, because the lab's `/sys` hides where it is.
-struct Cgroup {
-    name: String,
-    directory: fs::File,
-    root: fs::File,
-}
-
-impl Cgroup {
-    /// `None` where the machine has no memory controller for us.
-    fn make() -> Option<Self> {
-        let name = format!("picket-books-{}", std::process::id());
-        let mounts = fs::read_to_string("/proc/mounts").unwrap();
-        let root = mounts.lines().find_map(|line| {
-            let fields: Vec<&str> = line.split(' ').collect();
-            let (path, kind) = (Path::new(fields[1]), fields[2]);
-            let has_memory = match kind {
-                "cgroup" => fields[3].split(',').any(|option| option == "memory"),
-                "cgroup2" => fs::read_to_string(path.join("cgroup.subtree_control"))
-                    .is_ok_and(|text| text.contains("memory")),
-                _ => false,
-            };
-            has_memory.then(|| path.to_owned())
-        })?;
-        let path = root.join(&name);
-        fs::create_dir(&path).ok()?;
-        Some(Self {
-            directory: fs::File::open(&path).ok()?,
-            root: fs::File::open(root).ok()?,
-            name,
-        })
-    }
+/// More rules than there are rows to count them in, the last of which admits `app: other`.
+fn many_rules() -> String {
+    let rule = |number: u32| {
+        let [.., a, b, c] = (number << 8).to_be_bytes();
+        format!(
+            "{{from: [{{ipBlock: {{cidr: {}.{b}.{c}.0/24}}}}]}}",
+            100 + a
+        )
+    };
+    let rules: Vec<String> = (0..RULE_ROWS).map(rule).collect();
+    let last = "{from: [{podSelector: {matchLabels: {app: other}}}]}";
+    policy(&format!("{}, {last}", rules.join(", ")))
 }
 
 #[test]
-fn memory_that_the_kernel_refuses_leaves_the_old_state_and_is_tried_again() {
-    let Some(group) = Cgroup::make() else {
-        eprintln!("no memory controller here: the kernel cannot be made to run out of memory");
-        return;
-    };
+fn rules_beyond_the_rows_are_enforced_and_counted_together() {
     let shop = Shop::new();
-    // The maps are charged to whoever made them: an agent inside the group, which then dies.
-    group.make_maps(&shop);
     let _agent = shop.agent(&[]);
-    group.limit_to_what_is_used();
-    let peers: Vec<String> = (20..250)
-        .map(|last| pod(&format!("peer{last}"), last))
-        .collect();
-    let blocks: Vec<String> = (0..80_u8)
-        .flat_map(|a| (0..250_u8).map(move |b| format!("{{ipBlock: {{cidr: 198.{a}.{b}.0/24}}}}")))
-        .collect();
+    shop.wait("shop/other", "shop/api", false);
     shop.lab
-        .write_manifest("more.yaml", &peers.join("---\n"))
+        .write_manifest("policy.yaml", &many_rules())
         .unwrap();
-    shop.lab
-        .write_manifest(
-            "policy.yaml",
-            &policy(&format!("{{from: [{}]}}", blocks.join(", "))),
-        )
-        .unwrap();
-    wait_for_error("kernel", &["out of memory"]);
-    assert!(shop.reaches("shop/web", "shop/api"));
-    assert!(!shop.reaches("shop/other", "shop/api"));
-    group.lift();
-    // Attempts come less and less often; a change is one at once.
-    shop.lab.write_manifest("other.yaml", "").unwrap();
+    shop.wait("shop/other", "shop/api", true);
     shop.wait("shop/web", "shop/api", false);
     wait_for_no_error();
-}
-
-impl Cgroup {
-    /// Runs an agent of the group until it enforces, and kills it.
-    fn make_maps(&self, shop: &Shop) {
-        let procs = PathBuf::from(format!("/proc/{}", std::process::id())).join(
-            inside(&self.directory, "cgroup.procs")
-                .strip_prefix("/proc/self")
-                .unwrap(),
-        );
-        let script = r#"echo $$ > "$1" && exec "$2" agent --manifests "$3""#;
-        let mut maker = Command::new("sh")
-            .args(["-c", script, "maker"])
-            .args([&procs, &picket().unwrap(), &shop.lab.manifests()])
-            .stderr(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        wait_until("the maker to be ready", WITHIN, || get("/readyz")).unwrap();
-        maker.kill().unwrap();
-        maker.wait().unwrap();
+    let counted =
+        || metric(r#"picket_verdicts_total{direction="ingress",verdict="allow",reason="rule"}"#);
+    let before = counted();
+    for _ in 0..5 {
+        assert!(shop.reaches("shop/other", "shop/api"));
     }
-
-    fn file(&self, v2: &str, v1: &str) -> PathBuf {
-        let file = inside(&self.directory, v2);
-        if file.exists() {
-            file
-        } else {
-            inside(&self.directory, v1)
-        }
-    }
-
-    fn limit_to_what_is_used(&self) {
-        let used =
-            fs::read_to_string(self.file("memory.current", "memory.usage_in_bytes")).unwrap();
-        fs::write(
-            self.file("memory.max", "memory.limit_in_bytes"),
-            used.trim(),
-        )
-        .unwrap();
-    }
-
-    fn lift(&self) {
-        let (v2, v1) = ("memory.max", "memory.limit_in_bytes");
-        let is_v2 = inside(&self.directory, v2).exists();
-        let none = if is_v2 { "max" } else { "-1" };
-        fs::write(self.file(v2, v1), none).unwrap();
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        // Its maps go with the lab; the directory may go before them.
-        fs::remove_dir(inside(&self.root, &self.name)).unwrap_or_default();
-    }
-}
-
-fn inside(directory: &fs::File, file: &str) -> PathBuf {
-    let number = std::os::fd::AsRawFd::as_raw_fd(directory);
-    PathBuf::from(format!("/proc/self/fd/{number}")).join(file)
+    let more = counted() - before;
+    assert!((5.0..6.0).contains(&more), "{more} were counted");
 }

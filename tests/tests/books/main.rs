@@ -8,7 +8,9 @@
 )]
 
 mod brim;
+mod events;
 mod limits;
+mod memory;
 mod shop;
 
 use std::time::Duration;
