@@ -21,6 +21,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::inotify::is_of_reading;
 use netlink::{Link, Messages};
 use netns::{Listed, Netns};
 
@@ -346,7 +347,11 @@ impl FileSigns {
             return;
         }
         let changed = Arc::clone(&self.changed);
-        let watcher = notify::recommended_watcher(move |_| changed.notify_one());
+        let watcher = notify::recommended_watcher(move |event| {
+            if !is_of_reading(&event) {
+                changed.notify_one();
+            }
+        });
         let watching = watcher.and_then(|mut watcher| {
             watcher.watch(directory, RecursiveMode::NonRecursive)?;
             Ok(watcher)

@@ -10,6 +10,7 @@ pub mod config;
 pub mod source;
 
 pub mod endpoints;
+mod inotify;
 
 pub mod reconcile;
 

@@ -9,9 +9,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::time::{Duration, Instant};
 
 use agent_policy::model::{Finding, Severity};
-use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind};
+use notify::event::{AccessKind, CreateKind, ModifyKind};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 
+use crate::inotify::is_of_reading;
 use crate::source::{Place, Reported};
 
 /// Events not looked at yet; more are known by their number only: everything is looked at then.
@@ -55,8 +56,6 @@ impl Pending {
 
     fn take(&mut self, event: notify::Event, now: Instant) {
         match event.kind {
-            // Reading our own files makes these.
-            EventKind::Access(AccessKind::Close(AccessMode::Read) | AccessKind::Open(_)) => return,
             EventKind::Create(CreateKind::File) | EventKind::Modify(ModifyKind::Data(_)) => {
                 self.begin(&event.paths, now);
             }
@@ -128,6 +127,9 @@ impl Events {
         let sender = self.sender.clone();
         let overflowed = Arc::clone(&self.overflowed);
         let mut watcher = notify::recommended_watcher(move |event| {
+            if is_of_reading(&event) {
+                return;
+            }
             if let Err(TrySendError::Full(_)) = sender.try_send(event) {
                 overflowed.store(true, Ordering::Relaxed);
             }
