@@ -6,6 +6,7 @@
     reason = "an error here ends the run, and says why itself"
 )]
 
+pub mod bench;
 pub mod cpu;
 pub mod demo;
 pub mod lab;

@@ -150,8 +150,3 @@ fn test_run(
     })?;
     Ok(result.return_value)
 }
-
-pub(crate) fn lowest_decile(mut samples: Vec<f64>) -> f64 {
-    samples.sort_by(f64::total_cmp);
-    samples.get(samples.len() / 10).copied().unwrap_or(f64::NAN)
-}

@@ -1,0 +1,133 @@
+//! What changes cost and how soon they are in force: plans of one, ten thousand and fifty thousand
+//! entries, planned and written; a file's change through the whole agent; connections adopted.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the table is the answer"
+)]
+
+mod changes;
+mod node;
+mod plans;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use clap::Parser;
+use tests::bench::{Form, verdict};
+
+/// Exit code of usage errors and of what could not be measured.
+const EXIT_ERROR: u8 = 2;
+
+/// Measure what changes cost, and how soon they are in force
+///
+/// CPU times are those of the thread or process that does the work, the best or lowest decile of
+/// several: what it takes on a machine that does nothing else. Times from a write to the maps are
+/// real ones, and grow with whatever else runs.
+///
+/// Exit codes: 0 goals met · 1 a goal is missed · 2 error.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench scale", max_term_width = 100)]
+struct Arguments {
+    /// How to print it.
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    output: Form,
+    /// Once through everything, with little; no figure means anything, no goal is judged.
+    #[arg(long)]
+    smoke: bool,
+}
+
+/// How much of everything.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    /// Peers of a rule.
+    entries: u32,
+    /// Peers that come and go at once.
+    atom: u32,
+    /// Times plans are made; the best counts.
+    turns: usize,
+    /// Changes of one object.
+    changes: usize,
+    /// Connections, both families together.
+    connections: usize,
+    /// Tables are printed, too.
+    is_told: bool,
+}
+
+impl Sizes {
+    const ALL: Self = Self {
+        entries: 10_000,
+        atom: 50_000,
+        turns: 7,
+        changes: 41,
+        connections: 100_000,
+        is_told: true,
+    };
+    const SMOKE: Self = Self {
+        entries: 50,
+        atom: 100,
+        turns: 1,
+        changes: 2,
+        connections: 20,
+        is_told: true,
+    };
+
+    fn say(&self, line: &str) {
+        if self.is_told {
+            println!("{line}");
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("bench scale: {error:#}");
+            ExitCode::from(EXIT_ERROR)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let mut sizes = if arguments.smoke {
+        Sizes::SMOKE
+    } else {
+        Sizes::ALL
+    };
+    sizes.is_told = arguments.output == Form::Table;
+    let mut goals = Vec::new();
+    for measure in [
+        plans::measure,
+        changes::of_a_peer,
+        changes::of_a_policy,
+        changes::adoption,
+    ] {
+        // Each in a world of its own, which goes with its thread.
+        let measured = std::thread::spawn(move || measure(&sizes))
+            .join()
+            .map_err(|_panic| anyhow!("the measurement panicked"))?;
+        goals.extend(measured?);
+    }
+    match arguments.output {
+        Form::Json => println!("{}", serde_json::to_string_pretty(&goals)?),
+        Form::Table if arguments.smoke => {}
+        Form::Table => {
+            println!();
+            for goal in &goals {
+                println!("{goal}");
+            }
+        }
+    }
+    Ok(if arguments.smoke {
+        ExitCode::SUCCESS
+    } else {
+        verdict(&goals)
+    })
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
