@@ -21,6 +21,7 @@ mod pins;
 mod present;
 mod probe;
 mod settings;
+mod slots;
 mod sys;
 mod uninstall;
 

@@ -41,7 +41,7 @@ pub(crate) fn adopt(
 
 /// A slot's own map; `None` when it has none.
 fn open(maps: &Maps, slot: u32) -> io::Result<Option<OwnedFd>> {
-    match maps.conntrack.get(&slot)? {
+    match maps.conntrack.get(slot)? {
         Some(id) => sys::map_by_id(id).map(Some),
         None => Ok(None),
     }

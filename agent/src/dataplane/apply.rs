@@ -181,7 +181,7 @@ impl Step<'_> {
                     Err(("PEER_REVISION", ApplyCause::Invalid("no such bucket")))
                 }
             }
-            Write::CloseSlot(slot) => remove(&maps.conntrack, slot),
+            Write::CloseSlot(slot) => close_slot(maps, *slot),
             Write::Flip { ifindex, word } => self.flip(*ifindex, *word),
             Write::Unpublish { ifindex } => self.unpublish(*ifindex),
             Write::PutPort(..)
@@ -251,7 +251,7 @@ impl Step<'_> {
         }
         // The old holder's flows first: without its map none of them can come back from PENDING.
         for slot in &slots {
-            remove(&maps.conntrack, slot).map_err(|(map, cause)| (0, map, cause))?;
+            close_slot(maps, *slot).map_err(|(map, cause)| (0, map, cause))?;
         }
         clear_hashes(maps, &slots).map_err(|(map, cause)| (0, map, cause))?;
         for (done, write) in run.iter().enumerate() {
@@ -273,14 +273,9 @@ impl Step<'_> {
             self.conntrack_capacity,
         )
         .map_err(wrong)?;
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&inner).cast_unsigned();
-        conntrack.put(&slot, &fd).map_err(wrong)?;
-        // The outer map shows ids, not descriptors: that there is one is all that can be compared.
-        match conntrack.get(&slot) {
-            Ok(Some(_id)) => Ok(()),
-            Ok(None) => Err(ApplyCause::ReadBack),
-            Err(error) => Err(ApplyCause::Io(error)),
-        }
+        conntrack
+            .open(slot, std::os::fd::AsFd::as_fd(&inner))
+            .map_err(wrong)
     }
 }
 
@@ -478,6 +473,12 @@ fn remove<K: Plain, V: Plain>(
         Ok(_was_there) => Ok(()),
         Err(error) => Err(io(table.name(), error)),
     }
+}
+
+fn close_slot(maps: &Maps, slot: u32) -> Result<(), (&'static str, ApplyCause)> {
+    maps.conntrack
+        .close(slot)
+        .map_err(|error| io("CONNTRACK", error))
 }
 
 fn io(map: &'static str, error: io::Error) -> (&'static str, ApplyCause) {

@@ -150,7 +150,8 @@ pub(crate) fn map_uses(maps: &Maps) -> Result<Vec<MapUse>, DataplaneError> {
                 "DENIED" => Some(count(&maps.denied)?),
                 "NAMES" => Some(count(&maps.names)?),
                 "CONNTRACK" => {
-                    let slots = super::present::slots(maps)?.len() as u64;
+                    let slots = maps.conntrack.open_ones();
+                    let slots = slots.map_err(|source| reading("CONNTRACK", source))?.len() as u64;
                     Some((slots, u64::from(SLOTS)))
                 }
                 _ => None,
@@ -170,7 +171,7 @@ pub(crate) fn connections(
     slot: u32,
 ) -> Result<Vec<(FlowKey, Connection)>, DataplaneError> {
     let wrong = |source| reading("CONNTRACK", source);
-    let Some(id) = maps.conntrack.get(&slot).map_err(wrong)? else {
+    let Some(id) = maps.conntrack.get(slot).map_err(wrong)? else {
         return Ok(Vec::new());
     };
     let inner = sys::map_by_id(id).map_err(wrong)?;

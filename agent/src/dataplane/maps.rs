@@ -16,6 +16,7 @@ use agent_common::maps::{
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::error::DataplaneError;
+use super::slots::Slots;
 use super::sys::{self, MapShape, MappedWords};
 
 /// Plain data that may be a map's key or value.
@@ -226,7 +227,7 @@ pub(crate) struct Maps {
     pub(crate) configs: Table<u32, Config>,
     pub(crate) settings: Table<u32, Settings>,
     pub(crate) peer_revision: MappedWords,
-    pub(crate) conntrack: Table<u32, u32>,
+    pub(crate) conntrack: Slots,
     pub(crate) pending: Table<PendingKey, Connection>,
     pub(crate) peers_exact: Table<Address, PeerEntry>,
     pub(crate) peers_cidr: Table<PrefixKey, PeerEntry>,
@@ -256,7 +257,7 @@ impl Maps {
             configs: open(directory, "CONFIGS")?,
             settings: open(directory, "SETTINGS")?,
             peer_revision: mapped(&peer_revision)?,
-            conntrack: open(directory, "CONNTRACK")?,
+            conntrack: Slots::new(open(directory, "CONNTRACK")?),
             pending: open(directory, "PENDING")?,
             peers_exact: open(directory, "PEERS_EXACT")?,
             peers_cidr: open(directory, "PEERS_CIDR")?,

@@ -1,9 +1,9 @@
 //! Reads the policy maps back as the planner's tables, for an agent that finds them in force.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::io;
 
-use agent_common::maps::{ENDPOINT_ROWS, ID_ROWS, Name, PEER_BUCKETS, Prefix, SLOTS};
+use agent_common::maps::{ENDPOINT_ROWS, ID_ROWS, Name, PEER_BUCKETS, Prefix};
 use agent_policy::tables::Tables;
 
 use super::apply::unpacked;
@@ -18,7 +18,10 @@ pub(crate) fn read(maps: &Maps) -> Result<Tables, DataplaneError> {
         ports: all(&maps.ports)?,
         services: all(&maps.services)?,
         ids: first_ids(maps)?,
-        slots: slots(maps)?,
+        slots: maps
+            .conntrack
+            .open_ones()
+            .map_err(|source| reading("CONNTRACK", source))?,
         settings: maps
             .settings
             .get(&0)
@@ -73,21 +76,6 @@ pub(crate) fn first_ids(maps: &Maps) -> Result<[u64; ID_ROWS as usize], Dataplan
             .unwrap_or(0);
     }
     Ok(ids)
-}
-
-/// Slots that have a map of connections.
-pub(crate) fn slots(maps: &Maps) -> Result<BTreeSet<u32>, DataplaneError> {
-    let mut slots = BTreeSet::new();
-    for slot in 0..SLOTS {
-        let inner = maps
-            .conntrack
-            .get(&slot)
-            .map_err(|source| reading("CONNTRACK", source))?;
-        if inner.is_some() {
-            slots.insert(slot);
-        }
-    }
-    Ok(slots)
 }
 
 /// The text of a row of NAMES.

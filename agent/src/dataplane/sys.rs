@@ -22,7 +22,7 @@ use std::ptr;
 
 pub(crate) use links::{TCX_INGRESS, has_tcx, link_detach, link_ifindex, link_tcx, link_update};
 pub(crate) use objects::{
-    LRU_HASH, MapShape, create_lru, map_by_id, map_shape, object_get, object_pin,
+    LRU_HASH, MapShape, create_lru, map_by_id, map_id, map_shape, object_get, object_pin,
 };
 pub(crate) use words::MappedWords;
 

@@ -134,6 +134,12 @@ pub(crate) struct MapShape {
     pub(crate) flags: u32,
 }
 
+/// A map's id.
+pub(crate) fn map_id(map: BorrowedFd<'_>) -> io::Result<u32> {
+    let [_type, id] = info::<2>(map)?;
+    Ok(id)
+}
+
 /// Asks the kernel what a map is.
 pub(crate) fn map_shape(map: BorrowedFd<'_>) -> io::Result<MapShape> {
     let [map_type, _id, key_size, value_size, capacity, flags] = info::<6>(map)?;
