@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::process::Command;
 use std::time::Duration;
 
-use agent::dto::{EndpointState, Status};
+use agent::dto::Status;
 use agent_common::maps::ENDPOINT_ROWS;
 use agent_policy::model::Protocol;
 use anyhow::{Context as _, Result, ensure};
@@ -31,16 +31,6 @@ fn cluster(pods: &[(&str, &str, &str)]) -> String {
     });
     let objects: Vec<String> = std::iter::once(namespace("shop", "")).chain(pods).collect();
     objects.join("---\n")
-}
-
-/// Waits until a pod's policy is in force.
-fn programmed(pod: &str) -> Result<()> {
-    wait_until("the pod to be programmed", WITHIN, || {
-        let status: Status = ask("/v1/status")?;
-        let state = endpoint(&status, pod)?.state;
-        ensure!(state == EndpointState::Programmed, "{pod} is {state:?}");
-        Ok(())
-    })
 }
 
 fn ip(stage: &Stage, arguments: &str) -> Result<()> {
@@ -88,7 +78,7 @@ fn a_program_that_somebody_took_off_is_put_back_at_the_next_start() -> Result<()
             Ok(())
         })?;
         stage.agent = Some(Agent::start(&stage.lab.manifests())?);
-        programmed("shop/server")?;
+        stage.programmed("shop/server")?;
         ensure!(!stage.lab.reaches(from, to, PORTS)?, "{program}: mended");
     }
     Ok(())
@@ -119,7 +109,7 @@ fn an_interface_index_that_is_used_again_is_another_pods() -> Result<()> {
         if !agent_lives {
             stage.agent = Some(Agent::start(&stage.lab.manifests())?);
         }
-        programmed("shop/new")?;
+        stage.programmed("shop/new")?;
         let _servers = stage.lab.serve("shop/new", PORTS)?;
         ensure!(
             !stage.lab.reaches("shop/client", "shop/new", PORTS)?,
@@ -165,7 +155,7 @@ fn an_interface_that_was_moved_away_and_back_is_enforced_again() -> Result<()> {
     ip(&stage, &format!("link set {veth} up"))?;
     ip(&stage, &format!("address add 169.254.254.1/32 dev {veth}"))?;
     ip(&stage, &format!("route add 10.12.0.1/32 dev {veth}"))?;
-    programmed("shop/server")?;
+    stage.programmed("shop/server")?;
     ensure!(
         !stage.lab.reaches("shop/client", "shop/server", PORTS)?,
         "closed again"
@@ -198,7 +188,7 @@ fn interfaces_whose_indices_collide_have_policies_of_their_own() -> Result<()> {
     }
     stage.lab.write_manifest("cluster.yaml", &cluster(&pods))?;
     for name in ["shop/first", "shop/second", "shop/third"] {
-        programmed(name)?;
+        stage.programmed(name)?;
     }
     let reached = |stage: &Stage, pods: [&str; 3]| -> Result<[bool; 3]> {
         let [first, second, third] = pods.map(|pod| stage.lab.reaches("shop/client", pod, PORTS));

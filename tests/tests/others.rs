@@ -34,6 +34,8 @@ struct World {
     server: UdpSocket,
     shaped: Shaped,
     programs: Vec<Foreign>,
+    /// A pod that came while the agent ran, and what shapes it.
+    guest: Option<(UdpSocket, Shaped)>,
 }
 
 impl World {
@@ -56,6 +58,7 @@ impl World {
             server,
             shaped,
             programs: Vec::new(),
+            guest: None,
         };
         // In front of ours, which are not there yet.
         world.attach(match method {
@@ -89,6 +92,11 @@ impl World {
                 "{when}: {program:?} saw {before} packets, then {after}"
             );
         }
+        if let Some((socket, shaped)) = &self.guest {
+            let before = shaped.done()?;
+            talk(socket, &self.server).with_context(|| format!("{when}: the guest"))?;
+            has_shaped(before, shaped.done()?, [0, 1]).with_context(|| when.to_owned())?;
+        }
         Ok(())
     }
 
@@ -117,6 +125,7 @@ impl World {
             socket.set_read_timeout(Some(HEARD_WITHIN))?;
             let manifest = pod(&name, "role: client", &[address]);
             self.stage.apply("churn.yaml", &manifest)?;
+            self.stage.programmed(&name)?;
             let before = shaped.done()?;
             talk(&socket, &self.server).with_context(|| name.clone())?;
             // What comes back was held back at the server already.
@@ -124,6 +133,23 @@ impl World {
             self.stage.lab.remove_pod(&name)?;
             self.stage.remove("churn.yaml")?;
         }
+        Ok(())
+    }
+
+    /// A pod comes; others come to its interface after the agent, and use what it has put there.
+    fn take_in(&mut self, method: Method) -> Result<()> {
+        let (name, address) = ("shop/guest", Ipv4Addr::new(10, 13, 1, 99));
+        self.stage.lab.add_pod(name, &[address.into()])?;
+        let manifest = pod(name, "role: client", &[address]);
+        self.stage.apply("guest.yaml", &manifest)?;
+        self.stage.programmed(name)?;
+        let place = self.stage.lab.place(name)?;
+        let shaped = Shaped::new(&format!("pod{}", place.veth), holder(method))?;
+        let socket = place
+            .namespace
+            .enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
+        socket.set_read_timeout(Some(HEARD_WITHIN))?;
+        self.guest = Some((socket, shaped));
         Ok(())
     }
 }
@@ -200,6 +226,7 @@ fn stay_and_run(method: Method) -> Result<()> {
     ensure!(!world.hears_the_stranger()?, "the policy is in force");
 
     world.come_and_go(method)?;
+    world.take_in(method)?;
     world.look("after pods came and went")?;
 
     world.stage.agent.take().context("the agent")?.kill()?;

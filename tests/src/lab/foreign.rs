@@ -138,9 +138,10 @@ impl Shaped {
             let shaper = "root tbf rate 4mbit burst 5k latency 2s";
             run("tc", &format!("qdisc add dev {device} {shaper}"))?;
         }
+        let made = run("tc", &format!("qdisc add dev {interface} {kind}"));
         // clsact is whoever's came first.
         if !run("tc", &format!("qdisc show dev {interface}"))?.contains(kind) {
-            run("tc", &format!("qdisc add dev {interface} {kind}"))?;
+            made?;
         }
         let everything = "protocol all u32 match u32 0 0";
         run(

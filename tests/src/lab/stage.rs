@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ::agent::dto::{Endpoint, EndpointState, Status};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::agent::{self, Agent, ask};
 use super::objects::policy;
@@ -97,6 +97,17 @@ impl Stage {
             }
             Ok(())
         })
+    }
+
+    /// Waits until a pod that has come is an endpoint with its policy in force.
+    pub fn programmed(&self, pod: &str) -> Result<()> {
+        wait_until("the pod to be programmed", APPLIED_WITHIN, || {
+            let status: Status = ask("/v1/status")?;
+            let state = endpoint(&status, pod)?.state;
+            ensure!(state == EndpointState::Programmed, "{pod} is {state:?}");
+            Ok(())
+        })
+        .with_context(|| format!("the agent said:\n{}", agent::log()))
     }
 
     /// Waits until everything written so far is in force.
