@@ -15,6 +15,7 @@ mod steps;
 pub mod tables;
 
 use crate::conntrack::Signal;
+use crate::event::event_flags;
 use crate::maps::{Config, Counter, PendingKey, config_flags, settings_flags};
 use crate::packet::{self, Fragmentation, Headers, Kind, Packet, ethernet};
 use crate::verdict::{Direction, Reason, RuleId, Verdict};
@@ -38,6 +39,15 @@ impl Hook {
         match self {
             Self::FromPod => Direction::Egress,
             Self::ToPod => Direction::Ingress,
+        }
+    }
+
+    /// What an event says about where its packet was seen.
+    #[inline(always)]
+    const fn event_flags(self) -> u8 {
+        match self {
+            Self::FromPod => event_flags::FROM_POD,
+            Self::ToPod => 0,
         }
     }
 }
@@ -212,6 +222,10 @@ struct Seen {
     ports: (u16, u16),
     /// TCP flags, ICMP type or the type of SCTP's first chunk; and ICMP's code.
     detail: (u8, u8),
+    /// TCP's sequence and acknowledgement numbers.
+    numbers: (u32, u32),
+    /// What is special about it: bits of [`event_flags`].
+    flags: u8,
     /// Where it came from says nothing about an IPv6 fragment.
     has_fragment_header: bool,
     /// CONNTRACK is known to have nothing of the flow.
@@ -250,6 +264,8 @@ impl Seen {
             Hook::ToPod => (headers.destination_port, headers.source_port),
         };
         self.detail = (headers.detail, headers.code);
+        self.numbers = (headers.sequence, headers.acknowledgement);
+        self.flags = at.hook.event_flags();
         self.has_fragment_header = headers.has_fragment_header;
         self.length = length;
         self.revision = revision;
@@ -387,6 +403,8 @@ impl Default for Room {
                 flow: PendingKey::default(),
                 ports: (0, 0),
                 detail: (0, 0),
+                numbers: (0, 0),
+                flags: 0,
                 has_fragment_header: false,
                 is_untracked: false,
                 length: 0,

@@ -41,6 +41,10 @@ map_types! {
         pub length: u32,
         /// Packets this record stands for (DENIED's count so far; 1 for a new flow).
         pub packets: u32,
+        /// TCP sequence number of the packet, host order.
+        pub sequence: u32,
+        /// TCP acknowledgement number of the packet, host order.
+        pub acknowledgement: u32,
         /// IP protocol number.
         pub protocol: u8,
         /// `Direction::index` of the judgement.
@@ -53,7 +57,17 @@ map_types! {
         pub detail: u8,
         /// ICMP code.
         pub code: u8,
+        /// Bits of [`event_flags`].
+        pub flags: u8,
         /// Zero.
-        pub reserved: [u8; 2],
-    } = 88
+        pub reserved: u8,
+    } = 96
+}
+
+/// Bits of [`FlowEvent::flags`].
+pub mod event_flags {
+    /// The pod has sent the packet; else it was on its way to the pod.
+    pub const FROM_POD: u8 = 1;
+    /// A flow that was allowed until now ends with this packet. Reported once for each flow.
+    pub const CUT: u8 = 2;
 }

@@ -158,6 +158,10 @@ pub struct Headers {
     pub detail: u8,
     /// ICMP code.
     pub code: u8,
+    /// TCP sequence number.
+    pub sequence: u32,
+    /// TCP acknowledgement number, valid or not.
+    pub acknowledgement: u32,
     /// IPv4 time to live, IPv6 hop limit.
     pub hop_limit: u8,
     /// Whether it is whole.
@@ -183,6 +187,8 @@ impl Headers {
         self.protocol = zero as u8;
         self.detail = zero as u8;
         self.code = zero as u8;
+        self.sequence = zero as u32;
+        self.acknowledgement = zero as u32;
         self.hop_limit = zero as u8;
         self.fragmentation = Fragmentation::Whole;
         self.has_fragment_header = zero != 0;

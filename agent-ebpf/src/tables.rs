@@ -244,12 +244,13 @@ impl FlowTables for KernelTables<'_> {
     }
 
     #[inline(always)]
-    fn report(&self, event: impl FnOnce() -> FlowEvent) -> bool {
+    fn report(&self, write: impl FnOnce(&mut FlowEvent)) -> bool {
         // The reader polls on a timer: waking it costs a packet up to 100 ns.
         let Some(mut place) = EVENTS.reserve(0) else {
             return false;
         };
-        place.write(event());
+        // SAFETY: the ring's memory, ours until it is submitted; any bytes in it are an event.
+        write(unsafe { &mut *place.as_mut_ptr() });
         place.submit(u64::from(BPF_RB_NO_WAKEUP));
         true
     }

@@ -16,9 +16,10 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tracing::{error, info};
 
-use crate::config::{Config, Objects};
+use crate::config::{Config, Objects, OnCut};
 use crate::dataplane::{Dataplane, Diagnostics, Events, Options};
 use crate::reconcile::{Handle, Inputs, Reconciler};
+use crate::resets::Resets;
 use crate::{endpoints, http, source, telemetry};
 
 /// Questions waiting for the loop; whoever asks more waits.
@@ -68,6 +69,13 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> anyhow
     };
 
     let totals = config.socket.with_file_name("totals.json");
+    let resets = match config.on_cut {
+        OnCut::Silence => None,
+        OnCut::Reset => {
+            let opened = Resets::open();
+            Some(opened.context("--on-cut reset: opening raw sockets, for CAP_NET_RAW")?)
+        }
+    };
 
     let mut dataplane = Dataplane::open(&Options {
         capacities: config
@@ -110,6 +118,9 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> anyhow
     let mut servers = JoinSet::new();
     servers.spawn(read_records(events, records));
     servers.spawn(read_diagnostics(diagnostics));
+    if let Some(resets) = resets {
+        servers.spawn(resets.run(handle.records()));
+    }
     let (listener, _socket) = socket.split();
     servers.spawn(serve(
         "API and metrics",

@@ -95,6 +95,28 @@ impl std::str::FromStr for Method {
     }
 }
 
+/// What the ends of a TCP connection learn when a change has cut it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum OnCut {
+    /// Nothing: its packets vanish, and the ends give up in their own time.
+    #[default]
+    Silence,
+    /// Both get a reset at once.
+    Reset,
+}
+
+impl std::str::FromStr for OnCut {
+    type Err = ConfigError;
+
+    fn from_str(word: &str) -> Result<Self, ConfigError> {
+        match word {
+            "silence" => Ok(Self::Silence),
+            "reset" => Ok(Self::Reset),
+            _ => Err(ConfigError::OnCut(word.to_owned())),
+        }
+    }
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum LogFormat {
@@ -149,6 +171,9 @@ pub enum ConfigError {
     /// `--attach` is neither word.
     #[error("--attach {0:?}: unknown; write tcx or clsact, or leave it out")]
     Attach(String),
+    /// `--on-cut` is neither word.
+    #[error("--on-cut {0:?}: unknown; write silence or reset")]
+    OnCut(String),
     /// `--log-format` is neither word.
     #[error("--log-format {0:?}: unknown; write text or json")]
     LogFormat(String),
@@ -194,6 +219,8 @@ pub struct Options {
     pub posture: Posture,
     /// `--mid-stream-grace`.
     pub mid_stream_grace: MidStreamGrace,
+    /// `--on-cut`.
+    pub on_cut: OnCut,
     /// `--denied-retention`.
     pub denied_retention: String,
     /// `--attach`.
@@ -216,6 +243,7 @@ impl Options {
             netns: PathBuf::from(DEFAULT_NETNS),
             posture: Posture::default(),
             mid_stream_grace: MidStreamGrace::default(),
+            on_cut: OnCut::default(),
             denied_retention: DEFAULT_DENIED_RETENTION.to_owned(),
             attach: None,
             capacities: Vec::new(),
@@ -245,6 +273,8 @@ pub struct Config {
     pub posture: Posture,
     /// How long connections may be taken up in their middle.
     pub mid_stream_grace: MidStreamGrace,
+    /// What the ends of a cut TCP connection learn.
+    pub on_cut: OnCut,
     /// How long a refusal is remembered after it last happened.
     pub denied_retention: Duration,
     /// How programs are held on interfaces; the best that the kernel has when not said.
@@ -364,6 +394,7 @@ impl Config {
             netns: options.netns,
             posture: options.posture,
             mid_stream_grace: options.mid_stream_grace,
+            on_cut: options.on_cut,
             attach: options.attach,
             denied_retention: duration(&options.denied_retention)
                 .filter(|kept| *kept >= SHORTEST_RETENTION)

@@ -3,7 +3,7 @@
 //!
 //! Objects come in through [`source`] and [`endpoints`], [`reconcile`] turns them into writes,
 //! [`dataplane`] carries those out; what the kernel reports comes back through [`flows`] and
-//! [`metrics`] to [`http`] and [`cli`]. [`agent`] starts and stops it all.
+//! [`metrics`] to [`http`] and [`cli`], or is answered by [`resets`]. [`agent`] starts and stops it all.
 
 pub mod config;
 
@@ -18,6 +18,8 @@ pub mod conntrack;
 pub mod dataplane;
 
 pub mod flows;
+
+pub mod resets;
 
 pub mod metrics;
 pub mod reading;

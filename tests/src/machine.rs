@@ -285,15 +285,20 @@ impl<P: PolicyTables> FlowTables for Machine<P> {
         *self.counters.borrow_mut().entry(counter).or_default() += 1;
     }
 
-    fn report(&self, event: impl FnOnce() -> FlowEvent) -> bool {
+    fn report(&self, write: impl FnOnce(&mut FlowEvent)) -> bool {
         let mut events = self.events.borrow_mut();
         if events.len() >= self.event_capacity {
             return false;
         }
-        events.push(event());
+        let mut event = OLDER;
+        write(&mut event);
+        events.push(event);
         true
     }
 }
+
+/// What lay in an event's place before it was written.
+const OLDER: FlowEvent = zerocopy::transmute!([0xa5_u8; size_of::<FlowEvent>()]);
 
 fn insert(
     entries: &RefCell<HashMap<PendingKey, Rc<Cell<Connection>>>>,

@@ -1,13 +1,13 @@
 //! The books: a refusal's counts and its row in DENIED, events and what is lost of them.
 
 use super::{Decision, Seen, tables::DeniedRow as _, tables::FlowTables};
-use crate::event::FlowEvent;
+use crate::event::event_flags;
 use crate::maps::{Counter, Denied, DeniedKey, settings_flags};
 use crate::packet::transport;
 use crate::verdict::Direction;
 
 /// Counts a refused packet, always, and reports it when its DENIED row is new or has not been
-/// reported for a while.
+/// reported for a while, or when a flow was cut with it.
 #[inline(never)]
 pub(super) fn refused<T: FlowTables>(tables: &T, seen: &Seen, decision: &Decision) {
     // Counted before the row and the event, so a lost one is still a counted drop.
@@ -44,6 +44,9 @@ pub(super) fn refused<T: FlowTables>(tables: &T, seen: &Seen, decision: &Decisio
                 Some(known)
             } else {
                 tables.count(Counter::DeniedOverflow);
+                if seen.flags & event_flags::CUT != 0 {
+                    event(tables, seen, decision, 1, false);
+                }
                 return;
             }
         }
@@ -51,10 +54,12 @@ pub(super) fn refused<T: FlowTables>(tables: &T, seen: &Seen, decision: &Decisio
     let packets = match known {
         Some(known) => {
             let packets = known.add(&row);
-            if now.wrapping_sub(known.reported()) < tables.settings().report_interval {
+            let age = now.wrapping_sub(known.reported());
+            if age >= tables.settings().report_interval {
+                known.set_reported(now);
+            } else if seen.flags & event_flags::CUT == 0 {
                 return;
             }
-            known.set_reported(now);
             packets
         }
         None => 1,
@@ -94,28 +99,32 @@ fn event<T: FlowTables>(
             decision.reason.number(),
         ),
     };
-    let was_reported = tables.report(|| FlowEvent {
-        time: seen.now,
-        local: seen.flow.flow.local,
-        peer: seen.flow.flow.peer,
-        local_port: seen.ports.0,
-        peer_port: seen.ports.1,
-        slot: seen.slot(),
-        ifindex: seen.at.ifindex,
-        via: decision.via,
-        revision: seen.revision,
-        rule: rule.0,
-        set,
-        class: decision.class,
-        length: seen.bytes(),
-        packets,
-        protocol: seen.flow.flow.protocol,
-        direction: decision.direction.index(),
-        reason: reason.number(),
-        in_force,
-        detail: seen.detail.0,
-        code: seen.detail.1,
-        reserved: [0; 2],
+    // Field by field: a whole value would be made on the stack first.
+    let was_reported = tables.report(|event| {
+        event.time = seen.now;
+        event.local = seen.flow.flow.local;
+        event.peer = seen.flow.flow.peer;
+        event.local_port = seen.ports.0;
+        event.peer_port = seen.ports.1;
+        event.slot = seen.slot();
+        event.ifindex = seen.at.ifindex;
+        event.via = decision.via;
+        event.revision = seen.revision;
+        event.rule = rule.0;
+        event.set = set;
+        event.class = decision.class;
+        event.length = seen.bytes();
+        event.packets = packets;
+        event.protocol = seen.flow.flow.protocol;
+        event.direction = decision.direction.index();
+        event.reason = reason.number();
+        event.in_force = in_force;
+        event.detail = seen.detail.0;
+        event.code = seen.detail.1;
+        event.sequence = seen.numbers.0;
+        event.acknowledgement = seen.numbers.1;
+        event.flags = seen.flags;
+        event.reserved = 0;
     });
     if !was_reported {
         tables.count(Counter::EventsLost);

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::address::Address;
 use crate::conntrack::{Signal, State};
+use crate::event::event_flags;
 use crate::judge::{judge, peer_of};
 use crate::maps::{
     Config, Connection, Counter, FIRST_RULE_ROW, FlowKey, config_flags,
@@ -111,6 +112,10 @@ pub(super) fn known_flow<T: FlowTables>(
     let is_current =
         connection.revision == seen.revision && connection.peer_revision == peer_revision;
     if !is_current && connection.flags & (NODE | ITSELF) == 0 {
+        // What a change has cut, the node may end: the flow's entry stays as it is.
+        if matches!(seen.signal, Signal::Reset) && is_by_node(seen) {
+            return Reason::Node;
+        }
         let reason = judge_again(tables, seen, config, &known.entry, decision);
         if !is_allowed(reason) {
             return reason;
@@ -163,6 +168,7 @@ fn judge_again<T: FlowTables>(
         // it, the other side's next segment would open the flow anew in its own direction. It is
         // kept as long as an established one: a forged reset must not shorten that.
         tables.count(Counter::Cut);
+        seen.flags |= event_flags::CUT;
         entry.advance(State::Established.number(), flags | CUT);
     }
     reason
@@ -219,16 +225,20 @@ fn adopt<T: FlowTables>(tables: &T, seen: &Seen, config: &Config, decision: &mut
     true
 }
 
+/// True when the node itself has sent a packet to the pod.
+#[inline(always)]
+fn is_by_node(seen: &Seen) -> bool {
+    // The node's forwarding forgets where IPv6 fragments came in when it cuts them again, so
+    // those prove nothing; a chain of headers that was not read to its end never gets here.
+    matches!(seen.at.hook, Hook::ToPod) && seen.at.ingress_ifindex == 0 && !seen.has_fragment_header
+}
+
 /// What is allowed whatever policy says, by where it comes from.
 #[inline(always)]
 fn exemption(seen: &Seen, config: &Config) -> Option<(Reason, u16)> {
     let ingress_ifindex = seen.at.ingress_ifindex;
     match seen.at.hook {
-        // The node's forwarding forgets where IPv6 fragments came in when it cuts them again, so
-        // those prove nothing; a chain of headers that was not read to its end never gets here.
-        Hook::ToPod if ingress_ifindex == 0 && !seen.has_fragment_header => {
-            Some((Reason::Node, NODE))
-        }
+        Hook::ToPod if is_by_node(seen) => Some((Reason::Node, NODE)),
         // A hairpin through a Service shows the node's address, but came in at the pod itself. The
         // pod's own address on a packet from elsewhere proves nothing: it is judged like any other.
         Hook::ToPod if ingress_ifindex == seen.at.ifindex => Some((Reason::Itself, ITSELF)),

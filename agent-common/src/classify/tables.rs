@@ -73,6 +73,7 @@ pub trait FlowTables: PolicyTables {
     fn begun(&self, row: u32, now: u64);
     /// Adds one to a row of COUNTERS.
     fn count(&self, counter: Counter);
-    /// Writes an event to the ring buffer, in place. False when there was no room.
-    fn report(&self, event: impl FnOnce() -> FlowEvent) -> bool;
+    /// Has an event written in its place in the ring buffer; every field has to be, for what lies
+    /// there is older. False when there was no room.
+    fn report(&self, write: impl FnOnce(&mut FlowEvent)) -> bool;
 }

@@ -3,6 +3,7 @@
 
 use agent_common::Reason;
 use agent_common::classify::Outcome::{self, Drop, Pass};
+use agent_common::event::event_flags;
 use agent_common::maps::{Counter, connection_flags};
 
 use crate::packets::Frame;
@@ -75,6 +76,53 @@ fn a_forged_reset_does_not_bring_a_cut_flow_back() {
     node.advance(u64::from(HZ) * 3600);
     assert_eq!(says(&node, &family, ACK), Drop(Reason::IsolatedNoRule));
     assert_eq!(hears(&node, &family, ACK), Drop(Reason::IsolatedNoRule));
+}
+
+#[test]
+fn each_cut_is_reported_once_with_the_numbers_of_its_segment() {
+    for is_from_pod in [true, false] {
+        let mut node = node();
+        let family = families()[0];
+        established(&node, &family);
+        change_policy(&mut node, [CLOSED_SET, EGRESS_SET]);
+        // The same peer and port were refused a moment ago: that row alone reports nothing.
+        let other = Frame::tcp((family.friend, 39_999), (family.pod, 80), SYN);
+        assert_eq!(to_pod(&node, UPLINK, &other), Drop(Reason::IsolatedNoRule));
+        node.take_events();
+        let expected = if is_from_pod {
+            assert_eq!(says(&node, &family, ACK), Drop(Reason::IsolatedNoRule));
+            event_flags::CUT | event_flags::FROM_POD
+        } else {
+            assert_eq!(hears(&node, &family, ACK), Drop(Reason::IsolatedNoRule));
+            event_flags::CUT
+        };
+        let events = node.take_events();
+        let [event] = events.as_slice() else {
+            panic!("{events:?}");
+        };
+        assert_eq!(event.flags, expected);
+        // As `Frame::tcp` numbers its segments.
+        assert_eq!((event.sequence, event.acknowledgement), (1, 0));
+        assert_eq!((event.detail, event.reserved), (ACK, 0));
+        assert_eq!(hears(&node, &family, ACK), Drop(Reason::IsolatedNoRule));
+        assert_eq!(says(&node, &family, ACK), Drop(Reason::IsolatedNoRule));
+        assert_eq!(node.take_events(), [], "once");
+    }
+}
+
+#[test]
+fn the_node_may_end_what_a_change_has_cut_and_nobody_else() {
+    const RST: u8 = 4;
+    let mut node = node();
+    let family = families()[0];
+    established(&node, &family);
+    change_policy(&mut node, [CLOSED_SET, EGRESS_SET]);
+    let reset = Frame::tcp((family.friend, 40_000), (family.pod, 80), RST);
+    assert_eq!(to_pod(&node, UPLINK, &reset), Drop(Reason::IsolatedNoRule));
+    assert_eq!(to_pod(&node, 0, &reset), Pass(Reason::Node));
+    let data = Frame::tcp((family.friend, 40_000), (family.pod, 80), ACK);
+    assert_eq!(to_pod(&node, 0, &data), Drop(Reason::IsolatedNoRule));
+    assert_eq!(says(&node, &family, ACK), Drop(Reason::IsolatedNoRule));
 }
 
 #[test]

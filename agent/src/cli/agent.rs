@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::Outcome;
 use crate::config::{
     Config, DEFAULT_DENIED_RETENTION, DEFAULT_NETNS, DEFAULT_PINS, DEFAULT_SOCKET, LogFormat,
-    MidStreamGrace, Options, Posture,
+    MidStreamGrace, OnCut, Options, Posture,
 };
 use crate::dataplane::Method;
 
@@ -55,6 +55,14 @@ pub(super) struct Args {
         default_value = "forever"
     )]
     mid_stream_grace: MidStreamGrace,
+    /// What both ends of a TCP connection learn when a change has cut it: silence, or reset
+    #[arg(
+        long,
+        value_name = "WORD",
+        env = "PICKET_ON_CUT",
+        default_value = "silence"
+    )]
+    on_cut: OnCut,
     /// How long `picket why` remembers a refusal after it last happened
     #[arg(
         long,
@@ -91,6 +99,7 @@ impl Args {
             netns: self.netns,
             posture: self.posture,
             mid_stream_grace: self.mid_stream_grace,
+            on_cut: self.on_cut,
             denied_retention: self.denied_retention,
             attach: self.attach,
             capacities: self.capacities,
