@@ -77,6 +77,10 @@ fn build() -> Result<(), String> {
             "CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS",
             "-C link-arg=--btf -C target-cpu=v3 -C debuginfo=2",
         );
+    // What cargo says of the agent's own features; the programs' layouts are to be the same.
+    if env::var_os("CARGO_FEATURE_NEXT_LAYOUT").is_some() {
+        cargo.args(["--features", "next-layout"]);
+    }
     let output = cargo
         .output()
         .map_err(|error| format!("starting {}: {error}", cargo.get_program().display()))?;

@@ -12,6 +12,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+pub mod before;
 mod flags;
 mod list;
 mod rows;
@@ -25,11 +26,17 @@ pub use rows::{
 };
 
 /// Version of all layouts below; part of the pin directory's name.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 1 + TRIED;
+
+/// 1 in the build that tries a change of layout out (feature `next-layout`), where some values are
+/// longer; else 0.
+const TRIED: u32 = cfg!(feature = "next-layout") as u32;
+/// [`TRIED`], to count bytes with.
+const TRIED_BYTES: usize = TRIED as usize;
 
 /// Declares map keys and values: `repr(C)`, plain data proved by derives, size asserted.
 macro_rules! map_types {
-    ($($(#[$doc:meta])* pub struct $name:ident { $($(#[$fdoc:meta])* pub $field:ident: $ty:ty,)* } = $size:literal)*) => {$(
+    ($($(#[$doc:meta])* pub struct $name:ident { $($(#[$fdoc:meta])* pub $field:ident: $ty:ty,)* } = $size:tt)*) => {$(
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq, FromBytes, IntoBytes, Immutable)]
         #[repr(C)]
@@ -161,10 +168,10 @@ map_types! {
         /// Reason the flow was allowed for, as `Reason::number`.
         pub reason: u8,
         /// Zero.
-        pub reserved: u8,
+        pub reserved: [u8; 1 + 8 * TRIED_BYTES],
         /// When the flow was made, in jiffies (low 32 bits).
         pub first_seen: u32,
-    } = 32
+    } = (32 + 8 * TRIED_BYTES)
 
     /// PEERS_CIDR key. The leading length is what the LPM trie wants.
     pub struct PrefixKey {
@@ -220,14 +227,14 @@ map_types! {
         /// Precedence of the rule behind `verdict`.
         pub rank: u16,
         /// Zero.
-        pub reserved2: u16,
+        pub reserved2: [u16; 1 + 2 * TRIED_BYTES],
         /// Rule behind `verdict`; 0 when none.
         pub rule: u32,
         /// Function id in PORTS, when the kind is `FUNCTION_LONG`.
         pub function: u32,
         /// Disjoint intervals, in no particular order.
         pub intervals: [PortInterval; 3],
-    } = 52
+    } = (52 + 4 * TRIED_BYTES)
 
     /// PORTS key: function, protocol, port, longest prefix first. The leading length is what the
     /// LPM trie wants: 40 bits cover one protocol, 56 one port.

@@ -121,3 +121,37 @@ fn a_capacity_may_change_without_a_new_version() {
     let grown = saved.replace("=3", "=5").replace("=4", "=6");
     assert_eq!(judge(saved, &grown), Judgement::Stale);
 }
+
+/// What the next version will read is what this one writes.
+#[cfg(not(feature = "next-layout"))]
+#[test]
+fn the_layout_before_the_next_one_is_todays() {
+    use agent_common::maps::before;
+
+    assert_eq!(before::VERSION, LAYOUT_VERSION);
+    for frozen in before::TYPES {
+        let today = TYPES.iter().find(|today| today.name == frozen.name);
+        let today = today.expect("a type of today");
+        assert_eq!(frozen.size, today.size, "{}", frozen.name);
+        let named = frozen.fields.iter().filter(|(field, _)| *field != "rest");
+        for field in named {
+            assert!(today.fields.contains(field), "{}: {field:?}", frozen.name);
+        }
+    }
+    let maps = [
+        before::ENDPOINTS,
+        before::ENDPOINTS_COLLIDING,
+        before::CONFIGS,
+        before::CONNTRACK,
+        before::PENDING,
+    ];
+    for frozen in maps {
+        let today = MAPS.iter().find(|today| today.name == frozen.name);
+        let today = today.expect("a map of today");
+        let whole = |spec: &MapSpec| MapSpec {
+            capacity: 0,
+            ..*spec
+        };
+        assert_eq!(render_map(&whole(frozen)), render_map(&whole(today)));
+    }
+}

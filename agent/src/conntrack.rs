@@ -168,7 +168,7 @@ impl Seen {
             originator: self.originator.index(),
             flags: self.flags,
             reason: Reason::MidStream.number(),
-            reserved: 0,
+            reserved: Default::default(),
             first_seen: now,
         };
         (key, connection)

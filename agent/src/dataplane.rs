@@ -12,8 +12,11 @@ mod clsact;
 mod counted;
 mod counts;
 mod diagnostics;
+mod elsewhere;
 mod error;
 mod events;
+mod inherit;
+mod layouts;
 mod load;
 mod maps;
 pub mod objects;
@@ -38,6 +41,7 @@ use agent_policy::plan::Write;
 use agent_policy::tables::Tables;
 use aya::Ebpf;
 
+pub use adopt::Known;
 pub use attach::{Attached, Method};
 pub use clock::Tick;
 pub use counted::Counted;
@@ -45,10 +49,12 @@ pub use counts::{Dropped, MapUse};
 pub use diagnostics::Diagnostics;
 pub use error::{ApplyCause, ApplyError, DataplaneError};
 pub use events::Events;
+pub use layouts::Layout;
 pub use load::KeptCapacity;
 pub use probe::Action;
 pub use uninstall::{Uninstalled, uninstall};
 
+use inherit::Before;
 use load::{FROM_POD, TO_POD, program};
 use maps::Maps;
 use pins::Pins;
@@ -90,6 +96,8 @@ pub struct Dataplane {
     conntrack_capacity: u32,
     hz: u32,
     taken_up: Vec<Attached>,
+    elsewhere: Vec<Attached>,
+    before: Option<Before>,
     kept: Vec<KeptCapacity>,
     // Last, so that the pin directory is let go of after everything in it.
     pins: Pins,
@@ -97,7 +105,8 @@ pub struct Dataplane {
 
 impl Dataplane {
     /// Loads the programs over the maps that are pinned, making what is missing, and puts them
-    /// behind every link and filter of ours that is in force. The maps' content stays as it is.
+    /// behind every link and filter that this layout version has in force. The maps' content stays
+    /// as it is, and so do other versions' programs, until they are replaced one by one.
     ///
     /// # Errors
     /// Nothing is attached or changed when the directory is not on a BPF file system or held by
@@ -105,16 +114,23 @@ impl Dataplane {
     /// program.
     pub fn open(options: &Options) -> Result<Self, DataplaneError> {
         let pins = Pins::hold(&options.pins)?;
-        let (mut ebpf, kept) = load::load(&pins.directory(), options)?;
-        let maps = Arc::new(Maps::open(&pins.directory())?);
+        let own = pins.own();
+        let (mut ebpf, kept) = load::load(own.directory(), options)?;
+        let maps = Arc::new(Maps::open(own.directory())?);
         let hz = hz(&maps, &mut ebpf)?;
-        let taken_up = attach::update_all(&pins, programs(&mut ebpf)?)?;
+        let found = attach::attached(&pins)?;
+        attach::update_all(&pins, &found, programs(&mut ebpf)?)?;
+        let (taken_up, elsewhere) = found.into_iter().partition(|one| one.layout == Layout::Own);
+        let before = Before::find(&pins).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the maps of the version before cannot be read");
+            None
+        });
         let conntrack_capacity = options
             .capacities
             .iter()
             .find(|(name, _)| name == "CONNTRACK")
             .map_or(CONNTRACK_CAPACITY, |(_, entries)| *entries);
-        Ok(Self {
+        let mut dataplane = Self {
             counted: Counted::new(&maps),
             maps,
             ebpf,
@@ -122,9 +138,16 @@ impl Dataplane {
             conntrack_capacity,
             hz,
             taken_up,
+            elsewhere,
+            before,
             kept,
             pins,
-        })
+        };
+        // An agent may have ended between taking the last one over and clearing away.
+        if let Err(error) = dataplane.leave_other_layouts() {
+            tracing::warn!(%error, "what another layout version has pinned stays");
+        }
+        Ok(dataplane)
     }
 
     /// Interfaces that had programs of ours when this dataplane was opened.
@@ -147,19 +170,29 @@ impl Dataplane {
         self.pins.root()
     }
 
-    /// Puts both programs on an interface, or the present ones behind what is there. Programs judge
-    /// by what is published for `ifindex`: without that the posture decides.
+    /// Puts both programs on an interface, or behind what is there, another layout version's
+    /// included. Programs judge by what is published for `ifindex`: without that the posture
+    /// decides.
     ///
     /// # Errors
     /// [`DataplaneError::IngressQdisc`] when there is no place for clsact; otherwise what the
-    /// kernel said. What was attached of the two is taken off again.
+    /// kernel said. What was attached of the two is taken off again, unless another version's
+    /// programs were there: then each direction is judged by one of the two versions.
     pub fn attach(&mut self, ifindex: u32, interface: &str) -> Result<(), DataplaneError> {
+        let elsewhere = self.elsewhere.iter().find(|one| one.ifindex == ifindex);
+        let was_elsewhere = elsewhere.is_some();
+        let method = elsewhere.map_or(self.method, |one| one.method);
         let programs = programs(&mut self.ebpf)?;
-        attach::attach(&self.pins, self.method, ifindex, interface, programs).inspect_err(|_| {
+        attach::attach(&self.pins, method, ifindex, interface, programs).inspect_err(|_| {
+            if was_elsewhere {
+                return;
+            }
             if let Err(error) = attach::detach(&self.pins, ifindex) {
                 tracing::warn!(ifindex, interface, %error, "a half-attached interface stays");
             }
-        })
+        })?;
+        self.elsewhere.retain(|one| one.ifindex != ifindex);
+        Ok(())
     }
 
     /// Takes the programs off an interface; one that is gone, or never had any, is no error.
@@ -187,13 +220,16 @@ impl Dataplane {
         apply::apply(&self.maps, self.conntrack_capacity, writes)
     }
 
-    /// Writes down connections that are older than our programs, unless they are known by now;
-    /// returns how many were not.
+    /// Writes down connections that are older than our programs; returns how many.
     ///
     /// # Errors
     /// A map could not be written; those before are in.
-    pub fn adopt(&mut self, entries: &[(PendingKey, Connection)]) -> Result<usize, DataplaneError> {
-        adopt::adopt(&self.maps, entries)
+    pub fn adopt(
+        &mut self,
+        entries: &[(PendingKey, Connection)],
+        known: Known,
+    ) -> Result<usize, DataplaneError> {
+        adopt::adopt(&self.maps, entries, known)
     }
 
     /// Everything that plans have ever written, as it is in the maps now.
@@ -323,7 +359,7 @@ impl Dataplane {
     /// # Errors
     /// The ring could not be mapped.
     pub fn events(&self) -> Result<Events, DataplaneError> {
-        Events::open(&self.pins.directory())
+        Events::open(self.pins.own().directory())
     }
 
     /// What the programs themselves report; `None` when asked for a second time.

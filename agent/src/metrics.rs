@@ -286,6 +286,11 @@ impl Moment {
                     (labels, level(count))
                 })
                 .collect(),
+        )?;
+        encoder.gauge(
+            "picket_other_layout_interfaces",
+            "Interfaces that an agent with another map layout left and that are not taken over yet",
+            vec![(Vec::new(), level(self.reading.elsewhere.len()))],
         )
     }
 

@@ -64,6 +64,8 @@ pub struct Reading {
     pub unenforced: Vec<dto::Unenforced>,
     /// Interfaces whose pod no object states.
     pub unclaimed: Vec<dto::Unclaimed>,
+    /// Interfaces that another layout version still judges.
+    pub elsewhere: Vec<dto::Elsewhere>,
     /// Pods of this node that share its network.
     pub host_network: usize,
     /// Findings of manifests.
@@ -121,6 +123,7 @@ impl Reading {
             endpoints: self.endpoints,
             unenforced: self.unenforced,
             unclaimed: self.unclaimed,
+            elsewhere: self.elsewhere,
             findings: self.findings,
             maps: self.maps,
             last_apply: self.plans.last.and_then(|last| {

@@ -7,6 +7,8 @@
 //! - interfaces that come later get their programs at once and are closed until their rows are in:
 //!   a few milliseconds, or until their pod is known;
 //! - programs of an earlier agent stay in force, their rows are replaced by one plan;
+//! - those of an agent with another layout stay in force, too, with their own maps, until the
+//!   interface's rows are in ours;
 //! - an interface that is a pod's is until it goes, by the node's list of links: no object that
 //!   goes and no namespace that cannot be seen takes anything out of force. Only after a restart
 //!   without its object is nothing known to publish, and the posture decides.
@@ -20,6 +22,7 @@ mod newcomers;
 mod plans;
 mod run;
 mod settings;
+mod takeover;
 mod writing;
 
 use std::collections::BTreeMap;

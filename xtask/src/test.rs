@@ -1,10 +1,12 @@
 //! Every test there is, from fast to slow.
 
+use std::fs;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
+use crate::places;
 use crate::setup::{self, What};
 use crate::step::{self, Step};
 use crate::vm;
@@ -76,6 +78,7 @@ fn unit(args: &Args) -> Result<()> {
 
 fn lab(args: &Args) -> Result<()> {
     setup::ensure(What::Lab)?;
+    next_layout()?;
     // The tests start the real agent: it must be as new as they are.
     Step::cargo(["build", "--locked", "-p", "agent", "-p", "tests", "--bins"]).run()?;
     let mut test = Step::cargo(["test", "--locked", "-p", "tests"]);
@@ -90,6 +93,21 @@ fn lab(args: &Args) -> Result<()> {
         .args(&args.filter)
         .args(["--", "--test-threads", LAB_THREADS]);
     thorough(test, args).run()
+}
+
+/// The agent of the next layout version, for upgrades and downgrades, beside the usual one. Built
+/// first and in the same place: it shares all dependencies, and the usual one ends up under its name.
+fn next_layout() -> Result<()> {
+    let agent = ["build", "--locked", "-p", "agent", "--bin", "picket"];
+    Step::cargo(agent)
+        .args(["--features", "next-layout"])
+        .run()?;
+    let built = places::target()?.join("debug/picket");
+    let kept = built.with_file_name("picket-next-layout");
+    // Not written in place: an earlier one may still run.
+    let new = built.with_file_name("picket-next-layout.new");
+    fs::copy(&built, &new).with_context(|| format!("copying {}", built.display()))?;
+    fs::rename(&new, &kept).with_context(|| format!("writing {}", kept.display()))
 }
 
 fn thorough(test: Step, args: &Args) -> Step {

@@ -315,7 +315,7 @@ fn remember<T: FlowTables>(tables: &T, seen: &Seen, flags: u16, decision: &Decis
         originator: question.direction.index(),
         flags,
         reason: decision.reason.number(),
-        reserved: 0,
+        reserved: Default::default(),
         first_seen: now,
     };
     tables.insert_pending(&seen.flow, &connection)

@@ -275,6 +275,15 @@ fn write_warnings(out: &mut impl Write, terminal: &Terminal, status: &Status) ->
     for unclaimed in &status.unclaimed {
         lines.push((Paint::Audit, unclaimed_line(unclaimed)));
     }
+    for elsewhere in &status.elsewhere {
+        lines.push((
+            Paint::Audit,
+            format!(
+                "interface {} is judged by the agent before, of map layout {}: {}",
+                elsewhere.interface, elsewhere.layout, elsewhere.message
+            ),
+        ));
+    }
     for endpoint in &status.endpoints {
         if let Some(note) = &endpoint.note {
             lines.push((
@@ -386,6 +395,7 @@ mod tests {
             }],
             unenforced: Vec::new(),
             unclaimed: Vec::new(),
+            elsewhere: Vec::new(),
             findings: Vec::new(),
             maps: vec![MapFill {
                 name: "verdicts".to_owned(),

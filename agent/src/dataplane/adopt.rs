@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use agent_common::conntrack::State;
 use agent_common::maps::{Connection, PendingKey};
@@ -12,17 +12,30 @@ use super::error::DataplaneError;
 use super::maps::Maps;
 use super::sys;
 
-/// Writes each entry that is not there yet; what a packet has written meanwhile knows better.
-/// Returns how many are new. Slots that have no map are passed over.
+/// What becomes of entries that are there already.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Known {
+    /// A packet has written them since, and knows better.
+    Stays,
+    /// No program of ours has seen the interface for some time: what is written down is old.
+    IsReplaced,
+}
+
+/// Writes entries down; returns how many. Slots that have no map are passed over.
 pub(crate) fn adopt(
     maps: &Maps,
     entries: &[(PendingKey, Connection)],
+    known: Known,
 ) -> Result<usize, DataplaneError> {
+    let write = |map: BorrowedFd<'_>, key: &[u8], value: &[u8]| match known {
+        Known::Stays => sys::insert(map, key, value),
+        Known::IsReplaced => sys::update(map, key, value).map(|()| true),
+    };
     let mut inner: BTreeMap<u32, Option<OwnedFd>> = BTreeMap::new();
     let mut added = 0;
     for (key, connection) in entries {
         let is_new = if connection.state == State::Opening.number() {
-            sys::insert(maps.pending.fd(), key.as_bytes(), connection.as_bytes())
+            write(maps.pending.fd(), key.as_bytes(), connection.as_bytes())
                 .map_err(|error| writing("PENDING", error))?
         } else {
             let of_slot = match inner.entry(key.slot) {
@@ -31,7 +44,7 @@ pub(crate) fn adopt(
                     .insert(open(maps, key.slot).map_err(|error| writing("CONNTRACK", error))?),
             };
             let Some(map) = of_slot else { continue };
-            sys::insert(map.as_fd(), key.flow.as_bytes(), connection.as_bytes())
+            write(map.as_fd(), key.flow.as_bytes(), connection.as_bytes())
                 .map_err(|error| writing("CONNTRACK", error))?
         };
         added += usize::from(is_new);
@@ -40,7 +53,7 @@ pub(crate) fn adopt(
 }
 
 /// A slot's own map; `None` when it has none.
-fn open(maps: &Maps, slot: u32) -> io::Result<Option<OwnedFd>> {
+pub(crate) fn open(maps: &Maps, slot: u32) -> io::Result<Option<OwnedFd>> {
     match maps.conntrack.get(slot)? {
         Some(id) => sys::map_by_id(id).map(Some),
         None => Ok(None),

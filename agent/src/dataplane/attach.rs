@@ -1,12 +1,14 @@
 //! Programs on interfaces: pinned TCX links where the kernel has them, clsact filters elsewhere.
 //! Both stay in force when the agent goes, however it goes.
 
+mod links;
+
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::BorrowedFd;
 
 use super::clsact::{self, Qdisc, Side};
 use super::error::DataplaneError;
+use super::layouts::{Layout, Layouts};
 use super::load::{FROM_POD, TO_POD};
 use super::pins::{self, Pins, file};
 use super::sys;
@@ -50,10 +52,13 @@ pub struct Attached {
     pub to_pod: bool,
     /// How.
     pub method: Method,
+    /// Which version's maps decide. An interface whose two programs read different maps is two of
+    /// these.
+    pub layout: Layout,
 }
 
 impl Attached {
-    /// Both directions are judged.
+    /// Both directions are judged, by the same version.
     pub const fn is_whole(&self) -> bool {
         self.from_pod && self.to_pod
     }
@@ -62,7 +67,8 @@ impl Attached {
 /// The two programs that are attached, with the side of the interface each is for.
 pub(crate) const PLACES: [(&str, Side); 2] = [(FROM_POD, Side::Ingress), (TO_POD, Side::Egress)];
 
-/// Attaches or replaces both programs, in the order of [`PLACES`].
+/// Attaches or replaces both programs, in the order of [`PLACES`]. What another version has there
+/// is taken over, its place included: each packet is judged by its program or by ours.
 pub(crate) fn attach(
     pins: &Pins,
     method: Method,
@@ -74,24 +80,23 @@ pub(crate) fn attach(
         prepare_qdisc(pins, ifindex, interface)?;
     }
     for ((name, side), program) in PLACES.into_iter().zip(programs) {
-        let result = match method {
-            Method::Tcx => put_link(
-                &link_path(&pins.links(), ifindex, name),
-                ifindex,
-                side,
-                program,
-            ),
-            Method::Clsact => clsact::replace_filter(ifindex, side, program, name),
-        };
-        result.map_err(|source| failed(ifindex, interface, "attaching a program", source))?;
+        match method {
+            Method::Tcx => links::put(pins, ifindex, (name, side), program)?,
+            Method::Clsact => clsact::replace_filter(ifindex, side, program, name)
+                .map_err(|source| failed(ifindex, interface, "attaching a program", source))?,
+        }
     }
-    Ok(())
+    take_marks(pins, |marked| marked == ifindex)
 }
 
-/// Takes both programs off; an interface that is gone, or never had any, is no error.
+/// Takes both programs off, whichever version's; an interface that is gone, or never had any, is no
+/// error.
 pub(crate) fn detach(pins: &Pins, ifindex: u32) -> Result<(), DataplaneError> {
+    let versions = pins.versions()?;
     for (name, side) in PLACES {
-        drop_link(&link_path(&pins.links(), ifindex, name))?;
+        for version in &versions {
+            links::drop_at(&links::path(version, ifindex, name))?;
+        }
         let removed = if is_interface(ifindex) {
             clsact::remove_filter(ifindex, side, name)
         } else {
@@ -99,28 +104,32 @@ pub(crate) fn detach(pins: &Pins, ifindex: u32) -> Result<(), DataplaneError> {
         };
         removed.map_err(|source| failed(ifindex, "", "removing a filter", source))?;
     }
-    let marker = pins.clsact().join(ifindex.to_string());
-    if marker.exists() {
-        clsact::remove_empty_qdisc(ifindex)
-            .map_err(|source| failed(ifindex, "", "removing the clsact qdisc", source))?;
-        pins::remove_directory(&marker)?;
+    for version in &versions {
+        let mark = version.clsact().join(ifindex.to_string());
+        if mark.exists() {
+            clsact::remove_empty_qdisc(ifindex)
+                .map_err(|source| failed(ifindex, "", "removing the clsact qdisc", source))?;
+            pins::remove_directory(&mark)?;
+        }
     }
     Ok(())
 }
 
-/// What is in force. Links whose interface is gone are reaped on the way.
+/// What is in force, of every version. Links whose interface is gone are reaped on the way.
 pub(crate) fn attached(pins: &Pins) -> Result<Vec<Attached>, DataplaneError> {
+    let mut layouts = Layouts::pinned(pins)?;
     let mut found: Vec<Attached> = Vec::new();
-    let mut note = |ifindex, name: &str, method| {
+    let mut note = |ifindex, name: &str, method, layout| {
         let place = found
             .iter()
-            .position(|one| one.ifindex == ifindex && one.method == method)
+            .position(|one| one.ifindex == ifindex && one.method == method && one.layout == layout)
             .unwrap_or_else(|| {
                 found.push(Attached {
                     ifindex,
                     from_pod: false,
                     to_pod: false,
                     method,
+                    layout,
                 });
                 found.len() - 1
             });
@@ -129,22 +138,28 @@ pub(crate) fn attached(pins: &Pins) -> Result<Vec<Attached>, DataplaneError> {
             one.to_pod |= name == TO_POD;
         }
     };
-    for pin in pins::names(&pins.links())? {
-        let path = pins.links().join(&pin);
-        let Some((_, name)) = pin.split_once('-') else {
-            continue;
-        };
-        match living(&path)? {
-            Some(ifindex) => note(ifindex, name, Method::Tcx),
-            None => pins::remove_file(&path)?,
+    for version in pins.versions()? {
+        for pin in pins::names(&version.links())? {
+            let path = version.links().join(&pin);
+            let Some((_, name)) = pin.split_once('-') else {
+                continue;
+            };
+            let Some(place) = links::living(&path)? else {
+                pins::remove_file(&path)?;
+                continue;
+            };
+            let layout = layouts
+                .of_program(place.program)
+                .map_err(|source| file("asking the program of link", &path, source))?;
+            note(place.ifindex, name, Method::Tcx, layout);
         }
     }
     for (ifindex, interface) in interfaces()? {
+        let wrong = |source| failed(ifindex, &interface, "listing filters", source);
         for (name, side) in PLACES {
-            if clsact::has_filter(ifindex, side, name)
-                .map_err(|source| failed(ifindex, &interface, "listing filters", source))?
-            {
-                note(ifindex, name, Method::Clsact);
+            if let Some(program) = clsact::program(ifindex, side, name).map_err(wrong)? {
+                let layout = layouts.of_program(program).map_err(wrong)?;
+                note(ifindex, name, Method::Clsact, layout);
             }
         }
     }
@@ -152,13 +167,14 @@ pub(crate) fn attached(pins: &Pins) -> Result<Vec<Attached>, DataplaneError> {
     Ok(found)
 }
 
-/// Puts the newly loaded programs behind everything that is attached, atomically one by one.
+/// Puts the newly loaded programs behind everything that this version has attached, atomically one
+/// by one. Other versions' stay as they are: what they judge by is not in our maps yet.
 pub(crate) fn update_all(
     pins: &Pins,
+    found: &[Attached],
     programs: [BorrowedFd<'_>; 2],
-) -> Result<Vec<Attached>, DataplaneError> {
-    let found = attached(pins)?;
-    for one in &found {
+) -> Result<(), DataplaneError> {
+    for one in found.iter().filter(|one| one.layout == Layout::Own) {
         for (((name, side), program), is_there) in PLACES
             .into_iter()
             .zip(programs)
@@ -168,31 +184,55 @@ pub(crate) fn update_all(
                 continue;
             }
             match one.method {
-                Method::Tcx => {
-                    let path = link_path(&pins.links(), one.ifindex, name);
-                    put_link(&path, one.ifindex, side, program)
-                }
-                Method::Clsact => clsact::replace_filter(one.ifindex, side, program, name),
+                Method::Tcx => links::put(pins, one.ifindex, (name, side), program)?,
+                Method::Clsact => clsact::replace_filter(one.ifindex, side, program, name)
+                    .map_err(|source| failed(one.ifindex, "", "replacing a program", source))?,
             }
-            .map_err(|source| failed(one.ifindex, "", "replacing a program", source))?;
         }
     }
-    Ok(found)
+    Ok(())
 }
 
-/// Removes every link and filter of ours.
+/// Removes every link and filter of ours, whichever version's.
 pub(crate) fn detach_all(pins: &Pins) -> Result<usize, DataplaneError> {
-    let found = attached(pins)?;
-    for one in &found {
-        detach(pins, one.ifindex)?;
+    let mut found: Vec<u32> = attached(pins)?.iter().map(|one| one.ifindex).collect();
+    found.dedup();
+    for ifindex in &found {
+        detach(pins, *ifindex)?;
     }
     // Qdiscs whose filters somebody else has removed.
-    for marker in pins::names(&pins.clsact())? {
-        if let Some(ifindex) = pins::ifindex_of(&marker) {
-            detach(pins, ifindex)?;
+    for version in pins.versions()? {
+        for mark in pins::names(&version.clsact())? {
+            if let Some(ifindex) = pins::ifindex_of(&mark) {
+                detach(pins, ifindex)?;
+            }
         }
     }
     Ok(found.len())
+}
+
+/// Removes what other versions have pinned. The caller has seen that none of their programs is in
+/// force.
+pub(crate) fn remove_others(pins: &Pins) -> Result<usize, DataplaneError> {
+    take_marks(pins, is_interface)?;
+    let others = pins.others()?;
+    for version in &others {
+        pins::remove_version(version.directory())?;
+    }
+    Ok(others.len())
+}
+
+/// Takes over other versions' marks of qdiscs that we made, on interfaces as said.
+fn take_marks(pins: &Pins, is_wanted: impl Fn(u32) -> bool) -> Result<(), DataplaneError> {
+    for version in pins.others()? {
+        for mark in pins::names(&version.clsact())? {
+            if pins::ifindex_of(&mark).is_some_and(&is_wanted) {
+                let own = pins.own().clsact().join(&mark);
+                pins::rename(&version.clsact().join(&mark), &own)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn prepare_qdisc(pins: &Pins, ifindex: u32, interface: &str) -> Result<(), DataplaneError> {
@@ -208,7 +248,7 @@ fn prepare_qdisc(pins: &Pins, ifindex: u32, interface: &str) -> Result<(), Datap
         Qdisc::None => {
             clsact::add_qdisc(ifindex)
                 .map_err(|source| failed(ifindex, interface, "adding clsact", source))?;
-            let marker = pins.clsact().join(ifindex.to_string());
+            let marker = pins.own().clsact().join(ifindex.to_string());
             match std::fs::create_dir(&marker) {
                 Ok(()) => Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -216,52 +256,6 @@ fn prepare_qdisc(pins: &Pins, ifindex: u32, interface: &str) -> Result<(), Datap
             }
         }
     }
-}
-
-fn link_path(links: &Path, ifindex: u32, program: &str) -> PathBuf {
-    links.join(format!("{ifindex}-{program}"))
-}
-
-/// Updates the pinned link, or makes and pins one.
-fn put_link(path: &Path, ifindex: u32, side: Side, program: BorrowedFd<'_>) -> io::Result<()> {
-    match sys::object_get(path) {
-        Ok(link) if sys::link_ifindex(link.as_fd())? == ifindex => {
-            return sys::link_update(link.as_fd(), program);
-        }
-        // The interface is gone, and its index was given to another one since.
-        Ok(_dead) => std::fs::remove_file(path)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    let attach_type = match side {
-        Side::Ingress => sys::TCX_INGRESS,
-        Side::Egress => sys::TCX_INGRESS + 1,
-    };
-    let link = sys::link_tcx(program, ifindex, attach_type)?;
-    sys::object_pin(link.as_fd(), path)
-}
-
-/// Detaches at once, not when the last holder of the link lets go, and removes the pin.
-fn drop_link(path: &Path) -> Result<(), DataplaneError> {
-    match sys::object_get(path) {
-        Ok(link) => match sys::link_detach(link.as_fd()) {
-            Ok(()) => {}
-            // The interface has gone and taken the link with it.
-            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
-            Err(source) => return Err(file("detaching link", path, source)),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(file("opening link", path, source)),
-    }
-    pins::remove_file(path)
-}
-
-/// The interface of a pinned link, unless that is gone.
-fn living(path: &Path) -> Result<Option<u32>, DataplaneError> {
-    let link = sys::object_get(path).map_err(|source| file("opening link", path, source))?;
-    let ifindex =
-        sys::link_ifindex(link.as_fd()).map_err(|source| file("asking link", path, source))?;
-    Ok((ifindex != 0).then_some(ifindex))
 }
 
 fn is_interface(ifindex: u32) -> bool {

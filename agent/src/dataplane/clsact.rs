@@ -33,6 +33,7 @@ const TCA_OPTIONS: u16 = 2;
 const TCA_BPF_FD: u16 = 6;
 const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_FLAGS: u16 = 8;
+const TCA_BPF_ID: u16 = 11;
 /// The program's return value is the verdict.
 const DIRECT_ACTION: u32 = 1;
 const NESTED: u16 = 1 << 15;
@@ -75,6 +76,8 @@ struct Filter {
     priority: u32,
     handle: u32,
     name: String,
+    /// Id of the program; 0 when the filter runs none.
+    program: u32,
 }
 
 /// What is at the clsact place of an interface.
@@ -140,16 +143,18 @@ pub(crate) fn replace_filter(
     message.send()
 }
 
-/// True when our filter is there.
-pub(crate) fn has_filter(ifindex: u32, side: Side, name: &str) -> io::Result<bool> {
-    Ok(filters(ifindex, side)?.iter().any(|filter| {
+/// The id of the program behind our filter, when that is there.
+pub(crate) fn program(ifindex: u32, side: Side, name: &str) -> io::Result<Option<u32>> {
+    let filters = filters(ifindex, side)?;
+    let ours = filters.iter().find(|filter| {
         filter.priority == PRIORITY && filter.handle == HANDLE && filter.name == name
-    }))
+    });
+    Ok(ours.map(|filter| filter.program))
 }
 
 /// Removes our filter; none there is no error.
 pub(crate) fn remove_filter(ifindex: u32, side: Side, name: &str) -> io::Result<()> {
-    if !has_filter(ifindex, side, name)? {
+    if program(ifindex, side, name)?.is_none() {
         return Ok(());
     }
     let mut message = Message::new(RTM_DELTFILTER, REQUEST_ACK);
@@ -172,13 +177,16 @@ fn filters(ifindex: u32, side: Side) -> io::Result<Vec<Filter>> {
         };
         // A chain head without a filter has handle 0.
         if handle != 0 {
+            let options = attribute(&message, TCMSG, TCA_OPTIONS).unwrap_or_default();
             filters.push(Filter {
                 priority: info >> 16,
                 handle,
-                name: attribute(&message, TCMSG, TCA_OPTIONS)
-                    .and_then(|options| attribute(options, 0, TCA_BPF_NAME))
+                name: attribute(options, 0, TCA_BPF_NAME)
                     .map(text)
                     .unwrap_or_default(),
+                program: attribute(options, 0, TCA_BPF_ID)
+                    .and_then(|id| word(id, 0))
+                    .unwrap_or(0),
             });
         }
     }

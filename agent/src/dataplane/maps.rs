@@ -38,6 +38,34 @@ impl<K, V> fmt::Debug for Table<K, V> {
 }
 
 impl<K: Plain, V: Plain> Table<K, V> {
+    /// Opens a pinned map; refused when it is not as described.
+    pub(crate) fn open(directory: &Path, spec: &'static MapSpec) -> Result<Self, DataplaneError> {
+        let (fd, shape) = open_pinned(directory, spec)?;
+        Ok(Self {
+            fd,
+            spec,
+            capacity: shape.capacity,
+            types: PhantomData,
+        })
+    }
+
+    /// An inner map, described by its outer one.
+    pub(crate) fn of(fd: OwnedFd, spec: &'static MapSpec) -> io::Result<Self> {
+        let shape = sys::map_shape(fd.as_fd())?;
+        if shape.key_size as usize != size_of::<K>() || shape.value_size as usize != size_of::<V>()
+        {
+            return Err(io::Error::other(
+                "an inner map that is laid out differently",
+            ));
+        }
+        Ok(Self {
+            fd,
+            spec,
+            capacity: shape.capacity,
+            types: PhantomData,
+        })
+    }
+
     /// The map's name.
     pub(crate) fn name(&self) -> &'static str {
         self.spec.name
@@ -358,13 +386,7 @@ fn open<K: Plain, V: Plain>(
         map: name.to_owned(),
         why: "no map has this name",
     })?;
-    let (fd, shape) = open_pinned(directory, spec)?;
-    Ok(Table {
-        fd,
-        spec,
-        capacity: shape.capacity,
-        types: PhantomData,
-    })
+    Table::open(directory, spec)
 }
 
 fn per_cpu<V: Plain>(

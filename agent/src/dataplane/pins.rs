@@ -2,6 +2,10 @@
 //!
 //! Everything is under `<pins>/v<LAYOUT_VERSION>/`: each map by its name, each TCX link as
 //! `links/<ifindex>-<program>`, and an empty directory `clsact/<ifindex>` for each qdisc we made.
+//!
+//! **Invariant:** these names, those of the programs and of the map `ENDPOINTS`, and that both
+//! programs read that map, are the same in every layout version: it is how an agent finds what
+//! another version's has in force. The lock is on `<pins>` itself, so versions exclude each other.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,6 +19,41 @@ use super::error::DataplaneError;
 
 /// `f_type` of a BPF file system (linux/magic.h).
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+/// One layout version's directory.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Version {
+    number: u32,
+    directory: PathBuf,
+}
+
+impl Version {
+    fn of(root: &Path, number: u32) -> Self {
+        Self {
+            number,
+            directory: root.join(format!("v{number}")),
+        }
+    }
+
+    pub(crate) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Where its maps are.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Where TCX links are.
+    pub(crate) fn links(&self) -> PathBuf {
+        self.directory.join("links")
+    }
+
+    /// Where qdiscs that we made are remembered.
+    pub(crate) fn clsact(&self) -> PathBuf {
+        self.directory.join("clsact")
+    }
+}
 
 /// The pin directory, held by this process alone until dropped.
 #[derive(Debug)]
@@ -35,7 +74,8 @@ impl Pins {
         }
         fs::create_dir_all(root).map_err(|source| file("making pin directory", root, source))?;
         let pins = Self::hold_existing(root)?;
-        for directory in [pins.directory(), pins.links(), pins.clsact()] {
+        let own = pins.own();
+        for directory in [own.directory.clone(), own.links(), own.clsact()] {
             fs::create_dir_all(&directory)
                 .map_err(|source| file("making pin directory", &directory, source))?;
         }
@@ -65,19 +105,21 @@ impl Pins {
         &self.root
     }
 
-    /// Where this version's maps are.
-    pub(crate) fn directory(&self) -> PathBuf {
-        self.root.join(format!("v{LAYOUT_VERSION}"))
+    /// This version's part of it.
+    pub(crate) fn own(&self) -> Version {
+        Version::of(&self.root, LAYOUT_VERSION)
     }
 
-    /// Where TCX links are.
-    pub(crate) fn links(&self) -> PathBuf {
-        self.directory().join("links")
+    /// Every version's part that there is, this one's included.
+    pub(crate) fn versions(&self) -> Result<Vec<Version>, DataplaneError> {
+        versions(&self.root)
     }
 
-    /// Where qdiscs that we made are remembered.
-    pub(crate) fn clsact(&self) -> PathBuf {
-        self.directory().join("clsact")
+    /// The other versions' parts.
+    pub(crate) fn others(&self) -> Result<Vec<Version>, DataplaneError> {
+        let mut others = self.versions()?;
+        others.retain(|version| version.number != LAYOUT_VERSION);
+        Ok(others)
     }
 }
 
@@ -116,16 +158,19 @@ pub(crate) fn names(directory: &Path) -> Result<Vec<String>, DataplaneError> {
 }
 
 /// Versions of ours under a pin directory, this one and others.
-pub(crate) fn versions(root: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
-    let is_version = |name: &str| {
-        name.strip_prefix('v')
-            .is_some_and(|number| number.parse::<u32>().is_ok())
-    };
-    Ok(names(root)?
-        .into_iter()
-        .filter(|name| is_version(name))
-        .map(|name| root.join(name))
-        .collect())
+pub(crate) fn versions(root: &Path) -> Result<Vec<Version>, DataplaneError> {
+    let numbers = names(root)?.into_iter().filter_map(|name| {
+        let number = name.strip_prefix('v')?.parse().ok()?;
+        // `v01` is nobody's.
+        (name == format!("v{number}")).then_some(number)
+    });
+    Ok(numbers.map(|number| Version::of(root, number)).collect())
+}
+
+/// Moves a pin, or the mark of a qdisc, to its place in another version's part; one that is gone
+/// already is no error.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), DataplaneError> {
+    gone_is_fine(fs::rename(from, to), "moving", from)
 }
 
 /// Removes a file; one that is gone already is no error.

@@ -20,9 +20,12 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::ptr;
 
-pub(crate) use links::{TCX_INGRESS, has_tcx, link_detach, link_ifindex, link_tcx, link_update};
+pub(crate) use links::{
+    LinkPlace, TCX_INGRESS, has_tcx, link_detach, link_place, link_tcx, link_update,
+};
 pub(crate) use objects::{
-    LRU_HASH, MapShape, create_lru, map_by_id, map_id, map_shape, object_get, object_pin,
+    LRU_HASH, MapShape, create_lru, map_by_id, map_id, map_shape, maps_of_program, object_get,
+    object_pin,
 };
 pub(crate) use words::MappedWords;
 
@@ -37,6 +40,7 @@ enum Command {
     MapNextKey = 4,
     ObjectPin = 6,
     ObjectGet = 7,
+    ProgramById = 13,
     MapById = 14,
     ObjectInfo = 15,
     ProgramQuery = 16,

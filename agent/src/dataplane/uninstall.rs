@@ -19,8 +19,8 @@ pub struct Uninstalled {
 /// by nobody. Doing it again finds nothing and is no error.
 ///
 /// # Errors
-/// The directory is no place for pins, another agent holds it, or something could not be removed; the rest stays then, and
-/// may be removed by calling again.
+/// The directory is no place for pins, another agent holds it, or something could not be removed;
+/// the rest stays then, and may be removed by calling again.
 pub fn uninstall(root: &Path) -> Result<Uninstalled, DataplaneError> {
     let mut done = Uninstalled::default();
     if !root.exists() {
@@ -33,8 +33,8 @@ pub fn uninstall(root: &Path) -> Result<Uninstalled, DataplaneError> {
     }
     let pins = Pins::hold_existing(root)?;
     done.interfaces = attach::detach_all(&pins)?;
-    for version in pins::versions(root)? {
-        pins::remove_version(&version)?;
+    for version in pins.versions()? {
+        pins::remove_version(version.directory())?;
         done.versions += 1;
     }
     pins::remove_directory(root)?;

@@ -155,6 +155,18 @@ pub struct Unclaimed {
     pub open: bool,
 }
 
+/// An interface that programs of another layout version judge, by the policy of the agent that left
+/// them.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Elsewhere {
+    /// The host-side interface.
+    pub interface: String,
+    /// That version; `unknown` when its pins are gone.
+    pub layout: String,
+    /// Why it was not taken over yet.
+    pub message: String,
+}
+
 /// The latest change that reached the kernel.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -193,6 +205,9 @@ pub struct Status {
     /// Interfaces whose pod no object states.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub unclaimed: Vec<Unclaimed>,
+    /// Interfaces that another layout version still judges: an upgrade or a downgrade is under way.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub elsewhere: Vec<Elsewhere>,
     /// What is wrong with the objects.
     pub findings: Vec<Finding>,
     /// How full the maps are.

@@ -173,6 +173,7 @@ fn told(view: &View<'_>) -> Told {
             .iter()
             .map(|each| unclaimed(each, view.config.posture))
             .collect(),
+        elsewhere: elsewhere(view),
         host_network: cluster
             .pods()
             .filter(|pod| pod.host_network && is_here(pod))
@@ -191,6 +192,37 @@ fn told(view: &View<'_>) -> Told {
         policies: cluster.policies().map(Arc::clone).collect(),
         pods,
     }
+}
+
+/// Interfaces that another layout version still judges; one line each, whatever is left of it.
+fn elsewhere(view: &View<'_>) -> Vec<dto::Elsewhere> {
+    let mut found: Vec<dto::Elsewhere> = Vec::new();
+    let mut last = None;
+    for one in view.dataplane.elsewhere() {
+        if last.replace(one.ifindex) == Some(one.ifindex) {
+            continue;
+        }
+        let mut endpoints = view.endpoints.values();
+        let endpoint = endpoints.find(|each| each.interface.ifindex.0 == one.ifindex);
+        let mut unclaimed = view.unclaimed.iter().map(|each| &each.interface);
+        let name = endpoint
+            .map(|endpoint| &endpoint.interface)
+            .or_else(|| unclaimed.find(|interface| interface.ifindex.0 == one.ifindex))
+            .map_or_else(
+                || format!("with index {}", one.ifindex),
+                |interface| interface.name.clone(),
+            );
+        let message = match endpoint {
+            Some(endpoint) => format!("the policy of {} is not in the maps yet", endpoint.pod),
+            None => "no object states its pod".to_owned(),
+        };
+        found.push(dto::Elsewhere {
+            interface: name,
+            layout: one.layout.to_string(),
+            message,
+        });
+    }
+    found
 }
 
 /// Namespace, name, and what it isolates.

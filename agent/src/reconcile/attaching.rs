@@ -9,9 +9,11 @@ use agent_policy::tables::Tables;
 use tracing::{debug, error, info, warn};
 
 use super::run::{Reconciler, chain};
+use super::takeover::Due;
 use super::{Endpoint, EndpointState};
 use crate::config::Posture;
 use crate::conntrack;
+use crate::dataplane::Known;
 use crate::endpoints::{IfIndex, Interface};
 
 impl Reconciler {
@@ -31,7 +33,7 @@ impl Reconciler {
                 "no network namespace shows the pod's interface; its policy stays until it goes"
             );
         }
-        if is_new && !self.attached.contains_key(&ifindex) {
+        if is_new && !self.attached.contains_key(&ifindex) && !self.is_elsewhere(ifindex) {
             // Closed until its rows are in: nothing is published for it yet.
             self.attach(ifindex, &interface.name);
         }
@@ -183,47 +185,67 @@ impl Reconciler {
         }
         self.attaching.begin();
         let with_rows = self.engine.endpoints().into_iter().filter_map(|status| {
+            let ifindex = IfIndex(status.ifindex);
             let is_due = match status.progress {
-                Published::Published | Published::NoSlot => true,
+                Published::Published => true,
+                // Another version's programs know a policy for it, which is better than the posture.
+                Published::NoSlot => !self.is_elsewhere(ifindex),
                 Published::PodUnknown | Published::Planned => false,
             };
-            is_due.then_some(IfIndex(status.ifindex))
+            is_due.then_some(Due {
+                ifindex,
+                slot: status.slot,
+            })
         });
         let enclosed = self.unclaimed.iter().filter(|each| each.is_enclosed);
-        let enclosed = enclosed.map(|each| each.interface.ifindex);
-        let due: Vec<IfIndex> = with_rows
+        let enclosed = enclosed.map(|each| Due {
+            ifindex: each.interface.ifindex,
+            slot: 0,
+        });
+        let due: Vec<Due> = with_rows
             .chain(enclosed)
-            .filter(|ifindex| self.unattached.contains_key(ifindex))
+            .filter(|each| self.unattached.contains_key(&each.ifindex))
             .collect();
         if due.is_empty() {
             return;
         }
-        self.adopt(&due);
-        for ifindex in &due {
-            if let Some(interface) = self.locals.interface(*ifindex) {
-                let name = interface.name.clone();
-                self.attach(*ifindex, &name);
-            }
+        self.attach_with_connections(&due);
+        self.mark_published();
+    }
+
+    /// Attaches programs to interfaces whose connections the kernel may know; returns how many it
+    /// did.
+    pub(super) fn attach_adopting(&mut self, due: &[IfIndex]) -> usize {
+        let adopted = self.adopt(due, Known::IsReplaced);
+        for ifindex in due {
+            self.attach_known(*ifindex);
         }
         // What was opened between the first look and the attachment.
-        self.adopt(&due);
-        self.mark_published();
+        adopted + self.adopt(due, Known::Stays)
+    }
+
+    /// Attaches programs to an interface if it is still there.
+    pub(super) fn attach_known(&mut self, ifindex: IfIndex) {
+        if let Some(interface) = self.locals.interface(ifindex) {
+            let name = interface.name.clone();
+            self.attach(ifindex, &name);
+        }
     }
 
     /// Lets interfaces that are about to be attached know the connections they carry already, as far
     /// as the kernel knows them. For the others there is the mid-stream rule.
-    fn adopt(&mut self, interfaces: &[IfIndex]) {
+    fn adopt(&mut self, interfaces: &[IfIndex], known: Known) -> usize {
         let now = self.now_in_jiffies();
         let begun = Instant::now();
         let owners = match self.owners(interfaces) {
-            Ok(owners) if owners.adopting.is_empty() => return,
+            Ok(owners) if owners.adopting.is_empty() => return 0,
             Ok(owners) => owners,
             Err(error) => {
                 warn!(
                     error = chain(&error),
                     "the node's addresses cannot be listed; connections that are open are not adopted"
                 );
-                return;
+                return 0;
             }
         };
         let tracked = match conntrack::list() {
@@ -233,25 +255,31 @@ impl Reconciler {
                     error = chain(&error),
                     "the kernel's connections cannot be listed; those that are open are judged at their next packet"
                 );
-                return;
+                return 0;
             }
         };
         let entries: Vec<_> = tracked
             .iter()
             .flat_map(|tracked| conntrack::adopted(tracked, &owners, now))
             .collect();
-        match self.dataplane.adopt(&entries) {
-            Ok(0) => {}
-            Ok(adopted) => info!(
-                adopted,
-                tracked = tracked.len(),
-                took_ms = begun.elapsed().as_millis(),
-                "connections older than the attachment adopted"
-            ),
-            Err(error) => warn!(
-                error = chain(&error),
-                "not every open connection is adopted"
-            ),
+        match self.dataplane.adopt(&entries, known) {
+            Ok(0) => 0,
+            Ok(adopted) => {
+                info!(
+                    adopted,
+                    tracked = tracked.len(),
+                    took_ms = begun.elapsed().as_millis(),
+                    "connections older than the attachment adopted"
+                );
+                adopted
+            }
+            Err(error) => {
+                warn!(
+                    error = chain(&error),
+                    "not every open connection is adopted"
+                );
+                0
+            }
         }
     }
 

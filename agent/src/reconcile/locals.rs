@@ -56,6 +56,8 @@ pub(super) struct Locals {
     /// Interfaces by the pod they belong to, orphans left out.
     by_owner: HashMap<PodUid, IfIndex>,
     newcomers: BTreeSet<IfIndex>,
+    /// Those that were there before the first look, as somebody else says.
+    known: BTreeSet<IfIndex>,
     /// Those that have no owner and our programs.
     enclosed: BTreeSet<IfIndex>,
     unreachable: Vec<Unreachable>,
@@ -94,11 +96,20 @@ impl Locals {
         self.enclosed.insert(ifindex);
     }
 
+    /// An interface that is no newcomer, whenever a namespace shows it: another layout version's
+    /// programs are on it.
+    pub(super) fn know(&mut self, ifindex: IfIndex) {
+        self.known.insert(ifindex);
+    }
+
     /// Interfaces were looked at.
     pub(super) fn sight(&mut self, sighting: Sighting) {
         for ifindex in &sighting.vanished {
             self.forget(*ifindex);
+            self.known.remove(ifindex);
         }
+        self.known
+            .retain(|ifindex| sighting.links.contains_key(ifindex));
         let known: BTreeSet<IfIndex> = self
             .interfaces
             .keys()
@@ -121,7 +132,7 @@ impl Locals {
                 continue;
             }
             let before = self.interfaces.remove(&ifindex);
-            if self.was_sighted && before.is_none() {
+            if self.was_sighted && before.is_none() && !self.known.contains(&ifindex) {
                 self.newcomers.insert(ifindex);
             }
             self.unlist(before.as_ref());

@@ -135,6 +135,9 @@ impl Reconciler {
                 attached.insert(ifindex, since);
             }
         }
+        for interface in dataplane.elsewhere() {
+            locals.know(IfIndex(interface.ifindex));
+        }
         for kept in dataplane.kept_capacities() {
             warn!(
                 map = kept.map,
@@ -173,6 +176,7 @@ impl Reconciler {
 
     /// Runs until told to stop. What is in force stays in force.
     pub(crate) async fn run(mut self, mut inputs: Inputs) -> Result<(), Lost> {
+        self.announce_takeover();
         loop {
             let mut event = inputs.next(self.deadline()).await?;
             for _ in 0..EVENTS_AT_ONCE {
@@ -194,6 +198,7 @@ impl Reconciler {
             Event::Interfaces(sighting) => {
                 self.notice(sighting.noticed);
                 self.newcomers.sight(&sighting);
+                self.sight_elsewhere(&sighting);
                 self.locals.sight(sighting);
                 if let Stage::Loading { interfaces, .. } = &mut self.stage {
                     *interfaces = true;
@@ -249,6 +254,7 @@ impl Reconciler {
         self.report_unenforced();
         self.write();
         self.attach_those_with_rows();
+        self.leave_other_layouts();
         self.newcomers
             .arrive(&self.endpoints, &mut self.plans.first_enforced);
     }

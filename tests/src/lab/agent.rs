@@ -46,6 +46,18 @@ pub fn picket() -> Result<PathBuf> {
         })
 }
 
+/// The agent of the next layout version, which is built to try upgrades with and never shipped.
+pub fn picket_of_next_layout() -> Result<PathBuf> {
+    let picket = picket()?.with_file_name("picket-next-layout");
+    if !picket.is_file() {
+        bail!(
+            "no {}; build it first: cargo xtask test lab upgrade",
+            picket.display()
+        );
+    }
+    Ok(picket)
+}
+
 /// Runs a `picket` command inside the lab.
 pub fn run_picket(arguments: &[&str]) -> Result<Output> {
     Command::new(picket()?)
@@ -77,6 +89,11 @@ impl Agent {
 
     /// Starts an agent with further options and does not wait.
     pub fn spawn(manifests: &Path, options: &[OsString]) -> Result<Self> {
+        Self::spawn_program(&picket()?, manifests, options)
+    }
+
+    /// Starts a certain build of the agent and does not wait.
+    pub fn spawn_program(program: &Path, manifests: &Path, options: &[OsString]) -> Result<Self> {
         // A socket left by a killed agent must not pass for the new one's.
         if Path::new(SOCKET).exists() {
             fs::remove_file(SOCKET).with_context(|| format!("removing {SOCKET}"))?;
@@ -86,7 +103,7 @@ impl Agent {
             .append(true)
             .open(LOG)
             .with_context(|| format!("opening {LOG}"))?;
-        let mut command = Command::new(picket()?);
+        let mut command = Command::new(program);
         command
             .arg("agent")
             .arg("--manifests")

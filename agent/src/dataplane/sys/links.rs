@@ -11,11 +11,20 @@ pub(crate) const TCX_INGRESS: u32 = 46;
 /// `BPF_F_BEFORE`: in front of the programs that are there.
 const BEFORE: u32 = 1 << 3;
 
-/// Interface a TCX link is on; 0 once that interface is gone.
-pub(crate) fn link_ifindex(link: BorrowedFd<'_>) -> io::Result<u32> {
+/// What a TCX link joins.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct LinkPlace {
+    /// The interface; 0 once that is gone.
+    pub(crate) ifindex: u32,
+    /// Id of the program.
+    pub(crate) program: u32,
+}
+
+/// What a TCX link joins.
+pub(crate) fn link_place(link: BorrowedFd<'_>) -> io::Result<LinkPlace> {
     // type, id, program, padding, then the link type's own part.
-    let [_type, _id, _program, _pad, ifindex, _attach_type] = info::<6>(link)?;
-    Ok(ifindex)
+    let [_type, _id, program, _pad, ifindex, _attach_type] = info::<6>(link)?;
+    Ok(LinkPlace { ifindex, program })
 }
 
 #[repr(C)]

@@ -108,6 +108,47 @@ struct Info {
     info: u64,
 }
 
+/// Most maps of one program that the kernel is asked to name; ours have fewer than half.
+const MAPS_OF_PROGRAM: u32 = 64;
+
+/// `struct bpf_prog_info` up to the program's maps.
+#[repr(C)]
+struct ProgramInfo {
+    skipped: [u64; 6],
+    created_by_uid: u32,
+    map_count: u32,
+    map_ids: u64,
+}
+
+/// Ids of the maps that a program uses, by the program's id; none once that is gone.
+pub(crate) fn maps_of_program(id: u32) -> io::Result<Vec<u32>> {
+    let mut by_id = ById {
+        id,
+        next_id: 0,
+        open_flags: 0,
+    };
+    let program = match bpf_fd(Command::ProgramById, &mut by_id) {
+        Ok(program) => program,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut ids = [0_u32; MAPS_OF_PROGRAM as usize];
+    let mut program_info = ProgramInfo {
+        skipped: [0; 6],
+        created_by_uid: 0,
+        map_count: MAPS_OF_PROGRAM,
+        map_ids: ids.as_mut_ptr() as u64,
+    };
+    let mut attributes = Info {
+        fd: raw(std::os::fd::AsFd::as_fd(&program)),
+        length: u32::try_from(size_of::<ProgramInfo>()).unwrap_or(0),
+        info: std::ptr::from_mut(&mut program_info) as u64,
+    };
+    bpf(Command::ObjectInfo, &mut attributes)?;
+    let count = program_info.map_count.min(MAPS_OF_PROGRAM) as usize;
+    Ok(ids.iter().take(count).copied().collect())
+}
+
 pub(super) fn info<const N: usize>(object: BorrowedFd<'_>) -> io::Result<[u32; N]> {
     let mut words = [0; N];
     let mut attributes = Info {
