@@ -92,6 +92,19 @@ impl Remedy {
             Self::Target(name) => Step::new("rustup").args(["target", "add", name]),
         }))
     }
+
+    /// What else gets it, said when the step failed.
+    fn other_way(&self) -> Option<String> {
+        let Self::Target(name) = self else {
+            return None;
+        };
+        Some(format!(
+            "without rustup, or where it does not answer: unpack the archive rust-std of the very \
+             version that `rustc --version` says, for {name}, from \
+             https://forge.rust-lang.org/infra/other-installation-methods.html, and in it run: \
+             ./install.sh --prefix=\"$(rustc --print sysroot)\""
+        ))
+    }
 }
 
 /// The task: report, ask, install.
@@ -232,7 +245,11 @@ fn install(missing: &[Missing]) -> Result<()> {
         let Some(step) = item.remedy.step()? else {
             continue;
         };
-        step.run()?;
+        let gotten = step.run();
+        match item.remedy.other_way() {
+            Some(other_way) => gotten.context(other_way)?,
+            None => gotten?,
+        }
     }
     eprintln!("nothing is missing any more");
     Ok(())
@@ -334,6 +351,13 @@ mod tests {
     fn everything_leaves_out_what_only_arm64_guests_need() {
         assert!(!What::All.includes(What::Arm64));
         assert!(What::Arm64.includes(What::Vm) && What::Arm64.includes(What::Bpf));
+    }
+
+    #[test]
+    fn a_target_can_be_had_without_rustup() {
+        let other_way = Remedy::Target(ARM64).other_way().unwrap();
+        assert!(other_way.contains(ARM64) && other_way.contains("install.sh --prefix"));
+        assert!(Remedy::Component("clippy").other_way().is_none());
     }
 
     #[test]
