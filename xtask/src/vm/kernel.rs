@@ -92,6 +92,10 @@ const MODULES: &[&str] = &[
     "sctp",
 ];
 
+/// Versions that are tried: a release's lists go on naming what its mirrors have dropped, the more
+/// so the older it is.
+const CANDIDATES: usize = 20;
+
 /// A kernel that QEMU can boot.
 #[derive(Debug)]
 pub(crate) struct Kernel {
@@ -181,7 +185,7 @@ impl Line {
             .map(str::to_owned)
             .collect();
         versions.sort_by_key(|version| std::cmp::Reverse(numbers(version)));
-        versions.truncate(5);
+        versions.truncate(CANDIDATES);
         Ok(versions)
     }
 }
