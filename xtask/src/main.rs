@@ -16,6 +16,7 @@ mod layout;
 mod places;
 mod setup;
 mod step;
+mod table;
 mod test;
 mod tidy;
 mod vm;
@@ -50,7 +51,8 @@ enum Task {
     Check,
     /// Measure speed.
     Bench(bench::Args),
-    /// Size the BPF programs and maps, and hold them against their budget.
+    /// Size the BPF programs and maps, say what they cost each kernel, and hold both against their
+    /// budget.
     Bpf,
     /// Hold the maps' layouts against `agent-common/layout.txt`.
     Layout(layout::Args),

@@ -25,6 +25,10 @@ pub(crate) struct Args {
     /// Many more cases for each property, every kernel: minutes instead of seconds.
     #[arg(long)]
     thorough: bool,
+    /// Of vm: what the programs cost each booted kernel becomes its line of
+    /// `xtask/bpf-verified.txt`.
+    #[arg(long)]
+    bless: bool,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -59,7 +63,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         match kind {
             Kind::Unit => unit(args)?,
             Kind::Lab => lab(args)?,
-            Kind::Vm => vm::run(args.filter.as_deref(), args.thorough)?,
+            Kind::Vm => vm::run(args.filter.as_deref(), args.thorough, args.bless)?,
             Kind::Fuzz | Kind::Api | Kind::E2e => bail!(
                 "there are no {name} tests yet, so nothing was tested; `cargo xtask test` runs \
                  every kind there is"

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use super::kernel::{Arch, Kernel, Line};
+use crate::bpf::costs::{self, Costs};
 use crate::step::Step;
 
 /// Longest life of a guest, in seconds, as `timeout` takes it.
-const LIMIT_S: &str = "600";
+const LIMIT_S: &str = "1200";
 
 /// The guest's last words; the exit code of the check stands between them.
 const EXIT: (&str, &str) = ("@@exit ", "@@");
@@ -18,8 +19,8 @@ const EXIT: (&str, &str) = ("@@exit ", "@@");
 /// What came of a boot.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
-    /// Programs with the instructions that the verifier walked, where the kernel says how many.
-    pub(crate) verified: Vec<String>,
+    /// What loading the programs cost.
+    pub(crate) costs: Costs,
     /// How programs were held.
     pub(crate) attached: Vec<String>,
     /// Cases that passed.
@@ -37,9 +38,10 @@ impl Findings {
             self.passed += 1;
         } else if let Some(failed) = line.strip_prefix("FAILED: ") {
             self.trouble.get_or_insert_with(|| failed.to_owned());
-        } else if let Some(verified) = line.strip_prefix("note: verified ") {
-            self.verified.push(verified.to_owned());
-        } else if let Some(method) = line.strip_prefix("note: attached ") {
+        } else if let Some(note) = line.strip_prefix("note: ")
+            && !costs::take(&mut self.costs, note)
+            && let Some(method) = note.strip_prefix("attached ")
+        {
             self.attached.push(method.to_owned());
         }
     }
@@ -150,7 +152,7 @@ mod tests {
             findings.read(line);
         }
         findings.end(Some(1), "");
-        assert_eq!(findings.verified, ["from_pod 1234"]);
+        assert_eq!(findings.costs.get("from_pod"), Some(&1234));
         assert_eq!(findings.attached, ["tcx"]);
         assert_eq!(findings.passed, 1);
         assert_eq!(findings.trouble.as_deref(), Some("core: why"));

@@ -2,8 +2,10 @@
 //! agent between real sockets, programs held by clsact and, where the kernel has it, by TCX. One
 //! line a case; the exit code says whether all of them held. Run as root, in a guest or on the
 //! machine itself; `picket` has to be beside it. Programs are loaded as seldom as possible: in an
-//! emulated machine the verifier takes longer than all the rest.
+//! emulated machine the verifier takes longer than all the rest. `kernel_check costs` only says
+//! what loading costs.
 
+mod costs;
 mod memory;
 mod programs;
 mod report;
@@ -17,10 +19,14 @@ use anyhow::{Result, anyhow};
 
 fn main() -> ExitCode {
     let mut whole = true;
-    if let Some(best) = part("the kernel side", &mut whole, programs::check) {
-        part("traffic", &mut whole, move || traffic::check(best));
+    if std::env::args().nth(1).as_deref() == Some("costs") {
+        part("costs", &mut whole, costs::check);
+    } else {
+        if let Some(best) = part("the kernel side", &mut whole, programs::check) {
+            part("traffic", &mut whole, move || traffic::check(best));
+        }
+        part("RLIMIT_MEMLOCK", &mut whole, memory::check);
     }
-    part("RLIMIT_MEMLOCK", &mut whole, memory::check);
     if whole {
         ExitCode::SUCCESS
     } else {

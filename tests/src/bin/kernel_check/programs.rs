@@ -12,7 +12,7 @@ use agent_policy::plan::Write;
 use anyhow::{Context as _, Result, ensure};
 use tests::lab::Lab;
 
-use crate::report;
+use crate::{costs, report};
 
 /// Where the pins are, in a BPF file system of the lab's own.
 const PINS: &str = "/sys/fs/bpf/picket";
@@ -29,12 +29,8 @@ pub(crate) fn check() -> Result<Method> {
 
     let mut dataplane =
         Dataplane::open(&Options::new(PINS)).context("loading programs, making maps")?;
-    for (program, instructions) in dataplane.verified_instructions()? {
-        // Kernels before 5.16 do not say how many.
-        let instructions = instructions.map_or_else(|| "?".to_owned(), |count| count.to_string());
-        report::note("verified", &format!("{program} {instructions}"));
-    }
     report::ok("the programs load");
+    let verified = dataplane.verified_instructions()?;
     let method = dataplane.method();
     ensure!(dataplane.hz() >= 100, "{} ticks a second", dataplane.hz());
 
@@ -84,6 +80,7 @@ pub(crate) fn check() -> Result<Method> {
     report::ok("a connection is kept, refusals are counted, events come");
 
     drop(dataplane);
+    costs::tell(verified, PINS)?;
     uninstall(PINS.as_ref()).context("uninstalling")?;
     Ok(method)
 }
