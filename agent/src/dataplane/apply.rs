@@ -17,6 +17,10 @@ use super::sys;
 
 /// Runs shorter than this are read back element by element.
 const WORTH_A_WALK: usize = 1024;
+/// A call for one element costs about as much as a walk over so many places of an empty map …
+const PLACES_A_CALL: usize = 64;
+/// … and over so many elements.
+const ELEMENTS_A_CALL: usize = 8;
 
 /// Carries out `writes`; on failure everything before `at` is in force. Writes are idempotent, so
 /// a plan may be taken up again at any earlier place.
@@ -415,9 +419,11 @@ fn seen_by_walking<K: Plain, V: Plain>(
     places: &[usize],
 ) -> Vec<bool> {
     let mut seen = vec![false; places.len()];
-    if places.len() < WORTH_A_WALK || places.len() < table.capacity() as usize / 8 {
+    if places.len() < WORTH_A_WALK || places.len() < table.capacity() as usize / PLACES_A_CALL {
         return seen;
     }
+    // How full the map is shows on the way.
+    let mut others = places.len().saturating_mul(ELEMENTS_A_CALL);
     let at = |place: &usize| written.get(*place);
     let walked = table.walk(|key, value| {
         let found = places
@@ -428,7 +434,10 @@ fn seen_by_walking<K: Plain, V: Plain>(
             && let Some(seen) = seen.get_mut(found)
         {
             *seen = true;
+        } else {
+            others = others.saturating_sub(1);
         }
+        others > 0
     });
     if let Err(error) = walked {
         // Each is asked for, then.

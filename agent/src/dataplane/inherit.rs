@@ -159,6 +159,7 @@ fn all<K: Plain, V: Plain>(table: &Table<K, V>) -> io::Result<Vec<(K, V)>> {
         if let (Ok(key), Ok(value)) = (K::read_from_bytes(key), V::read_from_bytes(value)) {
             found.push((key, value));
         }
+        true
     });
     match walked {
         Ok(()) => Ok(found),

@@ -145,11 +145,12 @@ impl<K: Plain, V: Plain> Table<K, V> {
         (done, Ok(()))
     }
 
-    /// Shows the bytes of every element of a map that nobody changes meanwhile, many in one call.
+    /// Shows the bytes of every element of a map that nobody changes meanwhile, many in one call,
+    /// until `visit` has seen enough and says false.
     ///
     /// # Errors
     /// `Unsupported`: this kernel cannot, for this map. Any other: the walk does not come to an end.
-    pub(crate) fn walk(&self, mut visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+    pub(crate) fn walk(&self, mut visit: impl FnMut(&[u8], &[u8]) -> bool) -> io::Result<()> {
         const ROOM: u32 = 4096;
         let mut keys = vec![K::new_zeroed(); ROOM as usize];
         let mut values = vec![V::new_zeroed(); ROOM as usize];
@@ -166,7 +167,9 @@ impl<K: Plain, V: Plain> Table<K, V> {
                 ROOM,
             )?;
             for (key, value) in keys.iter().zip(&values).take(count as usize) {
-                visit(key.as_bytes(), value.as_bytes());
+                if !visit(key.as_bytes(), value.as_bytes()) {
+                    return Ok(());
+                }
             }
             if !has_more {
                 return Ok(());
