@@ -28,6 +28,8 @@ pub(crate) struct Content {
 #[derive(Debug, Default)]
 pub(crate) struct Store {
     files: BTreeMap<Arc<Path>, Content>,
+    /// Those of them with objects that something is wrong with: nearly always none, of many.
+    faulty: BTreeSet<Arc<Path>>,
     /// Where an object stands; the first place counts.
     holders: HashMap<Key, BTreeSet<(Arc<Path>, usize)>>,
     duplicates: BTreeSet<Key>,
@@ -63,6 +65,13 @@ impl Store {
             let holders = self.holders.entry(object.key.clone()).or_default();
             holders.insert((Arc::clone(path), index));
             self.touched.insert(object.key.clone());
+        }
+        if content
+            .objects
+            .iter()
+            .any(|(_, object)| !object.findings.is_empty())
+        {
+            self.faulty.insert(Arc::clone(path));
         }
         self.files.insert(Arc::clone(path), content);
     }
@@ -100,6 +109,7 @@ impl Store {
     }
 
     fn forget(&mut self, path: &Arc<Path>, content: &Content) {
+        self.faulty.remove(path);
         for (index, (_, object)) in content.objects.iter().enumerate() {
             if let Some(holders) = self.holders.get_mut(&object.key) {
                 holders.remove(&(Arc::clone(path), index));
@@ -195,9 +205,11 @@ impl Store {
     /// Everything that is wrong now, by file.
     pub(crate) fn findings(&self) -> Vec<Reported> {
         let mut findings = Vec::new();
-        for content in self.files.values() {
+        for (path, content) in &self.files {
             findings.extend(content.findings.iter().cloned());
-            for (place, object) in &content.objects {
+            let objects = content.objects.iter();
+            let may_be_faulty = self.faulty.contains(path);
+            for (place, object) in objects.take_while(|_| may_be_faulty) {
                 findings.extend(object.findings.iter().map(|finding| Reported {
                     place: Some(place.clone()),
                     finding: finding.clone(),
