@@ -8,6 +8,7 @@
 )]
 
 mod audit;
+mod layouts;
 mod node;
 
 use std::net::IpAddr;

@@ -19,11 +19,11 @@ use agent_common::maps::LAYOUT_VERSION;
 use anyhow::{Context as _, Result, ensure};
 use tests::lab::agent::{Agent, ask, get, log, picket, picket_of_next_layout, run_picket};
 use tests::lab::objects::{namespace, pod, policy};
+use tests::lab::pins::PINS;
 use tests::lab::stage::Stage;
 use tests::lab::wait_until;
 use traffic::{Books, Pair, Traffic, pass};
 
-const PINS: &str = "/sys/fs/bpf/picket";
 const WITHIN: Duration = Duration::from_mins(1);
 /// A flow whose first packet the old programs let through, and whose answer comes before the new
 /// ones were told of it, loses that answer: at most one of the two pods and the two kinds of flows

@@ -320,3 +320,18 @@ fn a_pod_that_is_reachable_by_macvlan_only_is_reported() {
     let pods: Vec<String> = unenforced.iter().map(|each| each.pod.to_string()).collect();
     assert_eq!(pods, ["shop/a"]);
 }
+
+#[test]
+fn what_another_layout_judges_is_no_newcomer_whenever_a_namespace_shows_it() {
+    let mut join = Join::new(None);
+    join.locals.know(IfIndex(7));
+    assert!(join.see_only_links(&[7]).is_empty());
+    assert!(join.see(&[(7, &["10.0.0.1"])]).is_empty(), "not enclosed");
+    assert_eq!(join.add(pod("a", "10.0.0.1", "")), ["7 is a"]);
+    // Another interface by its index is one.
+    let mut join = Join::new(None);
+    join.locals.know(IfIndex(7));
+    assert!(join.see_only_links(&[7]).is_empty());
+    assert!(join.see_only_links(&[]).is_empty());
+    assert_eq!(join.see(&[(7, &["10.0.0.1"])]), ["7 enclosed"]);
+}
