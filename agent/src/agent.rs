@@ -1,7 +1,8 @@
 //! Wiring: who is started with what, and the order of shutdown. No decisions.
 //!
 //! Tasks and threads: the reconciler (the only writer), `manifests` and `endpoints` (threads that
-//! watch the world), the reader of the kernel's records, the servers.
+//! watch the world), the readers of the kernel's records and of the programs' own messages, the
+//! resets that answer a cut where `--on-cut reset` wants them, the servers.
 
 use std::future::Future;
 use std::io;

@@ -3,7 +3,8 @@
 //!
 //! Objects come in through [`source`] and [`endpoints`], [`reconcile`] turns them into writes,
 //! [`dataplane`] carries those out; what the kernel reports comes back through [`flows`] and
-//! [`metrics`] to [`http`] and [`cli`], or is answered by [`resets`]. [`agent`] starts and stops it all.
+//! [`metrics`] to [`http`] and [`cli`], or is answered by [`resets`]. [`agent`] starts and stops it
+//! all.
 
 pub mod config;
 
