@@ -7,13 +7,14 @@
 //! Format: Linux, Documentation/bpf/btf.rst.
 
 use std::io;
+use std::mem::{offset_of, size_of};
 use std::os::fd::OwnedFd;
 
 use super::{Command, address, bpf_fd};
 
 const MAGIC: u16 = 0xeb9f;
 const VERSION: u8 = 1;
-const HEADER: u32 = 24;
+const HEADER_SIZE: u32 = 24;
 const KIND_INT: u32 = 1;
 const KIND_ARRAY: u32 = 3;
 const KIND_STRUCT: u32 = 4;
@@ -24,8 +25,32 @@ pub(super) const KEY: u32 = 2;
 /// The type of a value.
 pub(super) const VALUE: u32 = 3;
 /// Names, each ended by a NUL; the first is none.
-const NAMES: &[u8; 4] = b"\0u8\0";
+const NAMES: [u8; NAMES_SIZE as usize] = *b"\0u8\0";
+const NAMES_SIZE: u32 = 4;
 const NAME_OF_BYTE: u32 = 1;
+/// Words of the three types: an integer, an array, a structure.
+const WORDS: u32 = 4 + 6 + 3;
+const TYPES_SIZE: u32 = WORDS * 4;
+const SIZE: u32 = HEADER_SIZE + TYPES_SIZE + NAMES_SIZE;
+
+/// What the kernel reads; it refuses one whose lengths are not those of its parts.
+#[repr(C)]
+struct Description {
+    magic: u16,
+    version: u8,
+    flags: u8,
+    header_size: u32,
+    /// Places count from the header's end.
+    types_at: u32,
+    types_size: u32,
+    names_at: u32,
+    names_size: u32,
+    types: [u32; WORDS as usize],
+    names: [u8; NAMES_SIZE as usize],
+}
+
+const _: () = assert!(size_of::<Description>() == SIZE as usize);
+const _: () = assert!(offset_of!(Description, types) == HEADER_SIZE as usize);
 
 #[repr(C)]
 struct Load {
@@ -40,13 +65,13 @@ struct Load {
 
 /// Hands a description to the kernel. A map that is made with it keeps it.
 pub(super) fn load(key_size: u32, value_size: u32) -> io::Result<OwnedFd> {
-    let description = describe(key_size, value_size);
+    let description = [describe(key_size, value_size)];
     bpf_fd(
         Command::BtfLoad,
         &mut Load {
             btf: address(&description),
             log: 0,
-            size: u32::try_from(description.len()).unwrap_or(0),
+            size: SIZE,
             log_size: 0,
             log_level: 0,
             log_true_size: 0,
@@ -54,29 +79,30 @@ pub(super) fn load(key_size: u32, value_size: u32) -> io::Result<OwnedFd> {
     )
 }
 
-fn describe(key_size: u32, value_size: u32) -> Vec<u8> {
-    let kind = |kind: u32| kind << 24;
-    let types = [
-        // An integer of one byte, eight bits.
-        [NAME_OF_BYTE, kind(KIND_INT), 1, 8].as_slice(),
-        // Bytes, indexed by bytes.
-        &[0, kind(KIND_ARRAY), 0, BYTE, BYTE, key_size],
-        // A structure whose members nobody asks for.
-        &[0, kind(KIND_STRUCT), value_size],
-    ]
-    .concat();
-    let types: Vec<u8> = types.into_iter().flat_map(u32::to_ne_bytes).collect();
-    let types_size = u32::try_from(types.len()).unwrap_or(0);
-    let mut bytes = Vec::new();
-    bytes.extend(MAGIC.to_ne_bytes());
-    bytes.extend([VERSION, 0]);
-    let names_size = u32::try_from(NAMES.len()).unwrap_or(0);
-    for word in [HEADER, 0, types_size, types_size, names_size] {
-        bytes.extend(word.to_ne_bytes());
+const fn describe(key_size: u32, value_size: u32) -> Description {
+    const INT: u32 = KIND_INT << 24;
+    const ARRAY: u32 = KIND_ARRAY << 24;
+    const STRUCT: u32 = KIND_STRUCT << 24;
+    Description {
+        magic: MAGIC,
+        version: VERSION,
+        flags: 0,
+        header_size: HEADER_SIZE,
+        types_at: 0,
+        types_size: TYPES_SIZE,
+        names_at: TYPES_SIZE,
+        names_size: NAMES_SIZE,
+        #[rustfmt::skip]
+        types: [
+            // An integer of one byte, eight bits.
+            NAME_OF_BYTE, INT, 1, 8,
+            // Bytes, indexed by bytes.
+            0, ARRAY, 0, BYTE, BYTE, key_size,
+            // A structure whose members nobody asks for.
+            0, STRUCT, value_size,
+        ],
+        names: NAMES,
     }
-    bytes.extend(types);
-    bytes.extend(NAMES);
-    bytes
 }
 
 #[cfg(test)]
@@ -84,12 +110,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_description_is_a_header_three_types_and_their_names() {
-        let bytes = describe(40, 64);
-        let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
-        let (types, names) = (word(12), word(20));
-        assert_eq!(bytes.len(), (HEADER + types + names) as usize);
-        assert_eq!(word(HEADER as usize + 16 + 20), 40, "bytes of a key");
-        assert_eq!(word(HEADER as usize + 16 + 24 + 8), 64, "bytes of a value");
+    fn a_description_names_the_sizes_of_keys_and_values() {
+        let described = describe(40, 64);
+        assert_eq!(described.types[..4], [NAME_OF_BYTE, KIND_INT << 24, 1, 8]);
+        let [_, kind, _, element, index, bytes] = described.types[4..10] else {
+            unreachable!("six words");
+        };
+        assert_eq!((kind, element, index), (KIND_ARRAY << 24, BYTE, BYTE));
+        assert_eq!(bytes, 40, "of a key");
+        assert_eq!(described.types[10..], [0, KIND_STRUCT << 24, 64]);
     }
 }
