@@ -22,6 +22,8 @@ const ADMITS_CLIENTS: &str = "{podSelector: {matchLabels: {role: server}}, \
 const RULE: &str = "shop/only-clients/ingress/0";
 /// Connections of the client.
 const CALLS: u64 = 3;
+/// A port at which the stranger is refused once.
+const REFUSED: u16 = 8081;
 
 /// A server that admits its client and nobody else, with the policy in force.
 fn stage() -> Result<(Stage, Servers)> {
@@ -44,6 +46,11 @@ fn call(stage: &Stage, port: u16) -> Result<()> {
     for _ in 0..CALLS {
         ensure!(stage.lab.reaches("shop/client", "shop/server", PORTS)?);
     }
+    knock(stage, port)
+}
+
+/// The stranger is refused at a port.
+fn knock(stage: &Stage, port: u16) -> Result<()> {
     let ports = &[(Protocol::TCP, port)];
     ensure!(!stage.lab.reaches("attic/stranger", "shop/server", ports)?);
     Ok(())
@@ -193,12 +200,80 @@ impl Drop for Following {
     }
 }
 
+/// How many connections lines tell of that say all of these words.
+fn times(lines: &[String], words: &[&str]) -> u64 {
+    let repeated = |line: &str| -> Option<u64> {
+        let (_, count) = line.split_once('×')?;
+        count.split_once(" more")?.0.parse().ok()
+    };
+    let (mut times, mut last) = (0, "");
+    for line in lines {
+        let about = if line.contains("(same,") { last } else { line };
+        if words.iter().all(|word| about.contains(word)) {
+            times += repeated(line).unwrap_or(1);
+        }
+        // Repetitions follow, indented, what begins with the time.
+        if !line.starts_with(' ') {
+            last = line;
+        }
+    }
+    times
+}
+
+/// The stranger knocks, at another port each time (a refusal that goes on is told once), until each
+/// of these has told one of the knocks. Returns the port that comes next.
+fn knock_until_told(
+    stage: &Stage,
+    followings: &mut [Following; 3],
+    first: u16,
+    what: &str,
+) -> Result<u16> {
+    let mut port = first;
+    wait_until(what, WITHIN, || {
+        knock(stage, port)?;
+        port += 1;
+        for following in &mut *followings {
+            let told = following.printed();
+            let is_told = (first..port)
+                .flat_map(|port| [format!("TCP/{port} "), format!("\"port\":{port},")])
+                .any(|word| told.iter().any(|line| line.contains(&word)));
+            ensure!(is_told, "none of {first}..{port} is in {told:?}");
+        }
+        Ok(())
+    })?;
+    Ok(port)
+}
+
 #[test]
 fn each_connection_is_told_as_it_happens() -> Result<()> {
     let (stage, _servers) = stage()?;
-    let mut lines = Following::start(&[])?;
-    let mut objects = Following::start(&["-o", "jsonl"])?;
-    let mut refusals = Following::start(&["-o", "jsonl", "--verdict", "deny"])?;
+    let mut followings = [
+        Following::start(&[])?,
+        Following::start(&["-o", "jsonl"])?,
+        Following::start(&["-o", "jsonl", "--verdict", "deny"])?,
+    ];
+    // Who follows hears what happens from then on, and in its order: what is told between two
+    // knocks is all that was told of what happened between them.
+    let next = knock_until_told(&stage, &mut followings, 9000, "all to follow")?;
+    call(&stage, REFUSED)?;
+    knock_until_told(&stage, &mut followings, next, "all to be told")?;
+    let [lines, objects, refusals] = &mut followings;
+
+    let to = "shop/server TCP/8080 ";
+    let to_refused = format!("shop/server TCP/{REFUSED} ");
+    // What repeats within a second is a count at its end.
+    wait_until("the second's end", WITHIN, || {
+        let told = lines.printed();
+        let calls = times(told, &["allow", "shop/client", to, "only-clients[0]"]);
+        let refusals = times(told, &["deny", "attic/stranger", &to_refused, "no rule"]);
+        let of_client = times(told, &["shop/client"]);
+        ensure!(
+            (calls, refusals, of_client) == (CALLS, 1, CALLS),
+            "{calls} calls, {refusals} refusals in {told:?}"
+        );
+        Ok(())
+    })?;
+
     let read = |lines: &[String]| -> Result<Vec<Flow>> {
         let flows = lines.iter().map(|line| {
             let flow: Document<Flow> = serde_json::from_str(line).with_context(|| line.clone())?;
@@ -206,52 +281,29 @@ fn each_connection_is_told_as_it_happens() -> Result<()> {
         });
         flows.collect()
     };
-    let mut port = 9000;
-    wait_until("connections to be told", WITHIN, || {
-        // Who follows hears what happens from then on, and a refusal that goes on is told once.
-        port += 1;
-        call(&stage, port)?;
-        let told = lines.printed();
-        let says = |words: [&str; 4]| {
-            let has = |line: &&String| words.iter().all(|word| line.contains(word));
-            told.iter()
-                .find(has)
-                .with_context(|| format!("{words:?} are not in {told:?}"))
-        };
-        says([
-            "allow",
-            "shop/client",
-            "shop/server TCP/8080",
-            "only-clients[0]",
-        ])?;
-        says([
-            "deny",
-            "attic/stranger",
-            "shop/server TCP/90",
-            "no rule admits",
-        ])?;
-
-        let told = read(objects.printed())?;
-        let allowed = |flow: &&Flow| {
-            is(&flow.from, "shop/client")
-                && is(&flow.to, "shop/server")
-                && flow.verdict == VerdictWord::Allow
-                && flow.decision.rule.as_deref() == Some(RULE)
-        };
-        ensure!(
-            told.iter().filter(allowed).count() as u64 >= CALLS,
-            "{told:?}"
-        );
-        let refused = read(refusals.printed())?;
-        let is_strangers = |flow: &Flow| {
-            is(&flow.from, "attic/stranger")
-                && flow.verdict == VerdictWord::Deny
-                && flow.decision.reason == "isolated-no-rule"
-        };
-        ensure!(
-            !refused.is_empty() && refused.iter().all(is_strangers),
-            "{refused:?}"
-        );
-        Ok(())
-    })
+    let is_call = |flow: &&Flow| {
+        is(&flow.from, "shop/client")
+            && is(&flow.to, "shop/server")
+            && flow.verdict == VerdictWord::Allow
+            && flow.decision.rule.as_deref() == Some(RULE)
+    };
+    let is_strangers = |flow: &Flow| {
+        is(&flow.from, "attic/stranger")
+            && flow.verdict == VerdictWord::Deny
+            && flow.decision.reason == "isolated-no-rule"
+    };
+    let is_refused = |flow: &&Flow| is_strangers(flow) && flow.port == Some(REFUSED);
+    let told = read(objects.printed())?;
+    ensure!(
+        told.iter().filter(is_call).count() as u64 == CALLS
+            && told.iter().filter(is_refused).count() == 1
+            && told.iter().all(|flow| is_call(&flow) || is_strangers(flow)),
+        "{told:?}"
+    );
+    let told = read(refusals.printed())?;
+    ensure!(
+        told.iter().filter(is_refused).count() == 1 && told.iter().all(is_strangers),
+        "{told:?}"
+    );
+    Ok(())
 }
