@@ -23,7 +23,10 @@ const OPEN_TOO: u32 = 3;
 const SLOT: u32 = 3;
 /// The first row and revision.
 const ROW: u32 = 17;
-const HEARD_WITHIN: Duration = Duration::from_millis(300);
+/// How long what must arrive may take on a machine that does other things, too.
+const WITHIN: Duration = Duration::from_secs(10);
+/// After this long, what must not arrive counts as cut.
+const SILENCE: Duration = Duration::from_millis(300);
 
 /// A pod with policy, its friend, and a flow between them.
 struct World {
@@ -72,9 +75,7 @@ impl World {
         let events = dataplane.events().unwrap();
         let friend = node.socket("friend", 0);
         let pod = node.socket("pod", 4000);
-        for socket in [&friend, &pod] {
-            socket.set_read_timeout(Some(HEARD_WITHIN)).unwrap();
-        }
+        pod.set_read_timeout(Some(WITHIN)).unwrap();
         friend.connect(pod.local_addr().unwrap()).unwrap();
         friend.send(b"?").unwrap();
         let (_, peer) = pod.recv_from(&mut [0]).unwrap();
@@ -114,7 +115,17 @@ impl World {
 
     /// Whether the open flow goes on, from its opener and from the pod.
     fn goes_on(&self) -> [bool; 2] {
+        self.heard(WITHIN)
+    }
+
+    /// The same where it should not.
+    fn is_cut(&self) -> bool {
+        self.heard(SILENCE) == [false; 2]
+    }
+
+    fn heard(&self, within: Duration) -> [bool; 2] {
         [(&self.friend, &self.pod), (&self.pod, &self.friend)].map(|(from, to)| {
+            to.set_read_timeout(Some(within)).unwrap();
             from.send(b"!").unwrap();
             to.recv(&mut [0]).is_ok()
         })
@@ -131,7 +142,6 @@ impl World {
 }
 
 const BOTH: [bool; 2] = [true; 2];
-const NONE: [bool; 2] = [false; 2];
 
 #[test]
 fn an_open_flow_meets_an_audited_set_goes_on_and_is_cut_by_its_promotion() {
@@ -145,14 +155,14 @@ fn an_open_flow_meets_an_audited_set_goes_on_and_is_cut_by_its_promotion() {
     assert_eq!(world.reported(), [], "judged once");
 
     world.revise(CLOSED, CLOSED);
-    assert_eq!(world.goes_on(), NONE, "promoted");
+    assert!(world.is_cut(), "promoted");
 }
 
 #[test]
 fn a_set_that_would_allow_opens_nothing_until_it_is_in_force() {
     let mut world = World::new();
     world.revise(CLOSED, OPEN);
-    assert_eq!(world.goes_on(), NONE, "what is audited allows nothing");
+    assert!(world.is_cut(), "what is audited allows nothing");
     let reported = world.reported();
     assert!(
         reported.contains(&Cause::Known(Reason::WouldAllow)),
