@@ -5,12 +5,13 @@
     reason = "a test's own module: a panic is the failure's report"
 )]
 
+use std::fs;
 use std::net::Ipv4Addr;
 
 use agent::dto::Status;
 use agent_common::event::FlowEvent;
 use agent_common::maps::MAPS;
-use anyhow::ensure;
+use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tests::lab::agent::{ask, run_picket};
@@ -29,6 +30,20 @@ fn room() -> f64 {
     f64::from(ring.capacity / event)
 }
 
+/// Every thread is stopped: none takes events any more.
+fn stands_still(pid: u32) -> Result<()> {
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = fs::read_to_string(thread?.path().join("stat"))?;
+        // Behind the name, which may have spaces and brackets of its own.
+        let state = stat
+            .rsplit(") ")
+            .next()
+            .and_then(|rest| rest.chars().next());
+        ensure!(state == Some('T'), "a thread runs: {stat}");
+    }
+    Ok(())
+}
+
 #[test]
 fn events_that_find_no_room_are_counted_as_lost_and_no_count_is() {
     let mut shop = Shop::new();
@@ -43,6 +58,10 @@ fn events_that_find_no_room_are_counted_as_lost_and_no_count_is() {
 
     let process = Pid::from_raw(agent.pid().cast_signed());
     kill(process, Signal::SIGSTOP).unwrap();
+    wait_until("the agent to stand still", WITHIN, || {
+        stands_still(agent.pid())
+    })
+    .unwrap();
     shop.datagrams(&OUTSIDE.to_string(), "shop/api", 1..=REFUSALS);
     kill(process, Signal::SIGCONT).unwrap();
 

@@ -1,5 +1,5 @@
-//! What does not fit its map: the state in force stays, whole; what is wrong and which setting mends it is
-//! said; it is tried again; pods that come meanwhile take the posture.
+//! What does not fit its map: the state in force stays, whole; what is wrong and which setting
+//! mends it is said; it is tried again; pods that come meanwhile take the posture.
 
 #![expect(
     clippy::unwrap_used,
@@ -11,7 +11,7 @@ use aya::maps::{HashMap, Map, MapData};
 use super::shop::{
     Shop, WITHIN, address, metric, pod, policy, usual_policy, wait_for_error, wait_for_no_error,
 };
-use agent::dto::Status;
+use agent::dto::{EffectivePolicy, Status};
 use agent_common::maps::RULE_ROWS;
 use anyhow::bail;
 use tests::lab::agent::{ask, log};
@@ -182,9 +182,22 @@ fn many_rules() -> String {
             100 + a
         )
     };
-    let rules: Vec<String> = (0..RULE_ROWS).map(rule).collect();
+    let rules: Vec<String> = (0..LAST).map(rule).collect();
     let last = "{from: [{podSelector: {matchLabels: {app: other}}}]}";
     policy(&format!("{}, {last}", rules.join(", ")))
+}
+
+/// The number of the rule that admits `app: other`.
+const LAST: u32 = RULE_ROWS;
+
+/// What a rule of `shop/api` has counted in a row of its own.
+fn counted_by(rule: u32) -> Option<u64> {
+    let policy: EffectivePolicy = ask("/v1/policy/shop/api").unwrap();
+    let name = format!("shop/api/ingress/{rule}");
+    let mut rules = policy.directions.iter().flat_map(|each| &each.rules);
+    let rule = rules.find(|each| each.rule == name);
+    let rule = rule.ok_or_else(|| format!("{name} is not in force"));
+    rule.unwrap().connections
 }
 
 #[test]
@@ -192,18 +205,23 @@ fn rules_beyond_the_rows_are_enforced_and_counted_together() {
     let shop = Shop::new();
     let _agent = shop.agent(&[]);
     shop.wait("shop/other", "shop/api", false);
+    shop.wait("shop/web", "shop/api", true);
+    assert!(counted_by(0) >= Some(1), "a rule with a row of its own");
     shop.lab
         .write_manifest("policy.yaml", &many_rules())
         .unwrap();
     shop.wait("shop/other", "shop/api", true);
     shop.wait("shop/web", "shop/api", false);
     wait_for_no_error();
-    let counted =
+    let together =
         || metric(r#"picket_verdicts_total{direction="ingress",verdict="allow",reason="rule"}"#);
-    let before = counted();
+    let without_row = || metric(r#"picket_kernel_events_total{kind="rule_hit_lost"}"#);
+    let before = (together(), without_row());
     for _ in 0..5 {
         assert!(shop.reaches("shop/other", "shop/api"));
     }
-    let more = counted() - before;
-    assert!((5.0..6.0).contains(&more), "{more} were counted");
+    let more = (together() - before.0, without_row() - before.1);
+    assert!((5.0..6.0).contains(&more.0), "{more:?} were counted");
+    assert!((5.0..6.0).contains(&more.1), "{more:?}: some have a row");
+    assert_eq!(counted_by(LAST), None, "it has no row of its own");
 }
