@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use rustix::time::{ClockId, clock_gettime};
 
 /// CPU time of the calling thread so far.
@@ -28,7 +28,29 @@ pub fn process_time(pid: u32) -> Result<Duration> {
         // One that has ended meanwhile is no longer among those that are asked for.
         sum += scheduled(&thread.path()).unwrap_or_default();
     }
+    // None at all is what a kernel says that does not count.
+    ensure!(
+        !sum.is_zero(),
+        "process {pid}: no thread's schedstat says its CPU time; run this on a kernel that counts it \
+         (CONFIG_SCHED_INFO)"
+    );
     Ok(sum)
+}
+
+/// What was measured. A smoke run, whose figures mean nothing, goes on without what this machine
+/// does not show, and says so.
+///
+/// # Errors
+/// It could not be measured, and this is no smoke run.
+#[expect(clippy::print_stderr, reason = "only benchmarks measure")]
+pub fn needed<T: Default>(measured: Result<T>, is_smoke: bool) -> Result<T> {
+    match measured {
+        Err(error) if is_smoke => {
+            eprintln!("left out of this smoke run: {error:#}");
+            Ok(T::default())
+        }
+        other => other,
+    }
 }
 
 /// The kernel's own thread that takes over a CPU's network work where a thread must not be kept
@@ -40,14 +62,17 @@ impl SoftirqThread {
     /// The one of a CPU.
     ///
     /// # Errors
-    /// Processes cannot be listed, or kernel threads are not among them (a PID namespace).
+    /// Processes cannot be listed, kernel threads are not among them (a PID namespace), or the
+    /// kernel does not count their CPU time.
     pub fn of(cpu: usize) -> Result<Self> {
         let name = format!("ksoftirqd/{cpu}");
         for process in fs::read_dir("/proc").context("listing processes")? {
             let path = process.context("listing processes")?.path();
             // What is no process has no such file.
             if fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim_end() == name) {
-                return Ok(Self(path));
+                let thread = Self(path);
+                thread.time()?;
+                return Ok(thread);
             }
         }
         anyhow::bail!("no process {name}; run this where the kernel's own threads are to be seen")

@@ -54,6 +54,8 @@ struct Sizes {
     connections: usize,
     /// Tables are printed, too.
     is_told: bool,
+    /// No figure means anything.
+    is_smoke: bool,
 }
 
 impl Sizes {
@@ -64,6 +66,7 @@ impl Sizes {
         changes: 41,
         connections: 100_000,
         is_told: true,
+        is_smoke: false,
     };
     const SMOKE: Self = Self {
         entries: 50,
@@ -72,6 +75,7 @@ impl Sizes {
         changes: 2,
         connections: 20,
         is_told: true,
+        is_smoke: true,
     };
 
     fn say(&self, line: &str) {

@@ -126,11 +126,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         is_v6: arguments.v6,
         cpu,
         buffer: arguments.buffer,
+        is_smoke: arguments.smoke,
     };
     let mut costs = Vec::new();
     let mut agents = Agents::default();
     for _ in 0..setups {
-        let (cost, of) = set_up(load, rounds, arguments.smoke)?;
+        let (cost, of) = set_up(load, rounds)?;
         costs.push(cost);
         agents.cpu_ns += of.cpu_ns;
         agents.connections += of.connections;
@@ -160,7 +161,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
 /// What one set-up says: ns by kind and variant, as in `Kind::ALL` and `Variant::ALL`.
 type Costs = Vec<Vec<f64>>;
 
-fn set_up(load: Load, rounds: u32, is_smoke: bool) -> Result<(Costs, Agents)> {
+fn set_up(load: Load, rounds: u32) -> Result<(Costs, Agents)> {
     let mut nodes = Variant::ALL
         .into_iter()
         .map(|variant| Node::start(variant, load))
@@ -176,7 +177,7 @@ fn set_up(load: Load, rounds: u32, is_smoke: bool) -> Result<(Costs, Agents)> {
                 turns.reverse();
             }
             for (node, samples) in turns {
-                let amount = if is_smoke { 2 } else { kind.a_sample() };
+                let amount = if load.is_smoke { 2 } else { kind.a_sample() };
                 samples.push(node.sample(Order { kind, amount })?);
             }
         }

@@ -13,8 +13,10 @@ use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 use serde::Serialize;
 use tests::bench::keep_to;
-use tests::cpu::{SoftirqThread, thread_time};
+use tests::cpu::{SoftirqThread, needed, thread_time};
 use tests::lab::namespace::Namespace;
+
+use crate::variants::Load;
 
 /// First of the server's ports; each kind of traffic has its own.
 const PORT: u16 = 8080;
@@ -77,7 +79,8 @@ pub(crate) struct Order {
 #[derive(Debug)]
 pub(crate) struct Ends {
     ends: [End; 2],
-    softirqs: SoftirqThread,
+    /// Only a smoke run goes without.
+    softirqs: Option<SoftirqThread>,
 }
 
 #[derive(Debug)]
@@ -90,10 +93,12 @@ impl Ends {
     /// Starts both on a CPU, bulk with so much room; they end when this is dropped.
     pub(crate) fn start<'scope>(
         scope: &'scope Scope<'scope, '_>,
-        (cpu, buffer): (usize, usize),
+        load: &Load,
         client: &'scope Namespace,
         (server, address): (&'scope Namespace, IpAddr),
     ) -> Result<Self> {
+        let (cpu, buffer) = (load.cpu, load.buffer);
+        let softirqs = needed(SoftirqThread::of(cpu).map(Some), load.is_smoke)?;
         let listeners = server.enter(|| {
             let listen = |kind: Kind| -> Result<TcpListener> {
                 let listener = TcpListener::bind(SocketAddr::new(address, kind.port()))?;
@@ -117,16 +122,14 @@ impl Ends {
                 client.enter(|| call((cpu, buffer), address, work))
             }),
         ];
-        Ok(Self {
-            ends,
-            softirqs: SoftirqThread::of(cpu)?,
-        })
+        Ok(Self { ends, softirqs })
     }
 
     /// Sends what is ordered; the CPU time of both ends, and of the kernel's thread beside them,
     /// for each of the amount, in ns.
     pub(crate) fn sample(&self, order: Order) -> Result<f64> {
-        let before = self.softirqs.time()?;
+        let softirqs = || self.softirqs.as_ref().map(SoftirqThread::time).transpose();
+        let before = softirqs()?.unwrap_or_default();
         for end in &self.ends {
             end.orders
                 .send(order)
@@ -136,7 +139,7 @@ impl Ends {
         for end in &self.ends {
             took += end.took.recv().context("an end has gone")??;
         }
-        took += self.softirqs.time()?.saturating_sub(before);
+        took += softirqs()?.unwrap_or_default().saturating_sub(before);
         Ok(took.as_secs_f64() * 1e9 / f64::from(order.amount))
     }
 }

@@ -8,7 +8,7 @@ use agent::dto::Status;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde::Serialize;
 use tests::bench::{cpus, keep_to};
-use tests::cpu::process_time;
+use tests::cpu::{needed, process_time};
 use tests::lab::Lab;
 use tests::lab::agent::{Agent, ask};
 use tests::lab::objects::{namespace, pod, policy};
@@ -83,6 +83,8 @@ pub(crate) struct Load {
     pub(crate) cpu: usize,
     /// Room on each side of bulk; 0: as much as TCP finds good.
     pub(crate) buffer: usize,
+    /// No figure means anything.
+    pub(crate) is_smoke: bool,
 }
 
 impl Load {
@@ -205,7 +207,8 @@ fn stand(
         }
     }
     let agent = stage.agent.as_ref().map(Agent::pid);
-    let agent_time = || agent.map(process_time).transpose();
+    let time_of = |pid| needed(process_time(pid), load.is_smoke);
+    let agent_time = || agent.map(time_of).transpose();
     let before = agent_time()?;
     let mut connections = 0;
     let (client, server) = (
@@ -214,7 +217,7 @@ fn stand(
     );
     std::thread::scope(|scope| -> Result<()> {
         let server = (&server.namespace, load.address(0));
-        let ends = Ends::start(scope, (load.cpu, load.buffer), &client.namespace, server)?;
+        let ends = Ends::start(scope, &load, &client.namespace, server)?;
         // Nothing is measured yet: what is used for the first time is made.
         for kind in Kind::ALL {
             ends.sample(Order { kind, amount: 10 })?;
