@@ -42,9 +42,9 @@ impl Hook {
         }
     }
 
-    /// What an event says about where its packet was seen.
+    /// What an event's flags say about where its packet was seen.
     #[inline(always)]
-    const fn event_flags(self) -> u8 {
+    const fn as_flag(self) -> u8 {
         match self {
             Self::FromPod => event_flags::FROM_POD,
             Self::ToPod => 0,
@@ -222,10 +222,8 @@ struct Seen {
     ports: (u16, u16),
     /// TCP flags, ICMP type or the type of SCTP's first chunk; and ICMP's code.
     detail: (u8, u8),
-    /// TCP's sequence and acknowledgement numbers.
-    numbers: (u32, u32),
-    /// What is special about it: bits of [`event_flags`].
-    flags: u8,
+    /// TCP's acknowledgement number.
+    acknowledgement: u32,
     /// Where it came from says nothing about an IPv6 fragment.
     has_fragment_header: bool,
     /// CONNTRACK is known to have nothing of the flow.
@@ -264,8 +262,7 @@ impl Seen {
             Hook::ToPod => (headers.destination_port, headers.source_port),
         };
         self.detail = (headers.detail, headers.code);
-        self.numbers = (headers.sequence, headers.acknowledgement);
-        self.flags = at.hook.event_flags();
+        self.acknowledgement = headers.acknowledgement;
         self.has_fragment_header = headers.has_fragment_header;
         self.length = length;
         self.revision = revision;
@@ -403,8 +400,7 @@ impl Default for Room {
                 flow: PendingKey::default(),
                 ports: (0, 0),
                 detail: (0, 0),
-                numbers: (0, 0),
-                flags: 0,
+                acknowledgement: 0,
                 has_fragment_header: false,
                 is_untracked: false,
                 length: 0,

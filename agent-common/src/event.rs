@@ -39,11 +39,10 @@ map_types! {
         pub class: u32,
         /// Length of the packet in bytes.
         pub length: u32,
-        /// Packets this record stands for (DENIED's count so far; 1 for a new flow).
+        /// Packets this record stands for (DENIED's count so far; 1 for a new flow; 0 when another
+        /// event reports them).
         pub packets: u32,
-        /// TCP sequence number of the packet, host order.
-        pub sequence: u32,
-        /// TCP acknowledgement number of the packet, host order.
+        /// TCP acknowledgement number of the packet, host order, for who tells its sender; else 0.
         pub acknowledgement: u32,
         /// IP protocol number.
         pub protocol: u8,
@@ -60,7 +59,7 @@ map_types! {
         /// Bits of [`event_flags`].
         pub flags: u8,
         /// Zero.
-        pub reserved: u8,
+        pub reserved: [u8; 5],
     } = 96
 }
 
@@ -68,6 +67,7 @@ map_types! {
 pub mod event_flags {
     /// The pod has sent the packet; else it was on its way to the pod.
     pub const FROM_POD: u8 = 1;
-    /// A flow that was allowed until now ends with this packet. Reported once for each flow.
-    pub const CUT: u8 = 2;
+    /// A segment of a TCP connection that was allowed until policy or peer changed: who sent it may
+    /// be told. It says no more than that; the refusal is reported by another event.
+    pub const TELL: u8 = 2;
 }

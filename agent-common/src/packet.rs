@@ -158,8 +158,6 @@ pub struct Headers {
     pub detail: u8,
     /// ICMP code.
     pub code: u8,
-    /// TCP sequence number.
-    pub sequence: u32,
     /// TCP acknowledgement number, valid or not.
     pub acknowledgement: u32,
     /// IPv4 time to live, IPv6 hop limit.
@@ -187,7 +185,6 @@ impl Headers {
         self.protocol = zero as u8;
         self.detail = zero as u8;
         self.code = zero as u8;
-        self.sequence = zero as u32;
         self.acknowledgement = zero as u32;
         self.hop_limit = zero as u8;
         self.fragmentation = Fragmentation::Whole;

@@ -74,7 +74,7 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> anyhow
         OnCut::Silence => None,
         OnCut::Reset => {
             let opened = Resets::open();
-            Some(opened.context("--on-cut reset: opening raw sockets, for CAP_NET_RAW")?)
+            Some(opened.context("--on-cut reset: opening raw sockets, which takes CAP_NET_RAW")?)
         }
     };
 
@@ -98,6 +98,7 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> anyhow
     let (questions, asked) = mpsc::channel(QUESTIONS);
     let (records, _) = broadcast::channel(RECORDS);
     let handle = Handle::new(questions, records.clone());
+    let resets = resets.map(|resets| resets.run(handle.records()));
     let (shutdown, shut_down) = oneshot::channel();
     let inputs = Inputs {
         objects: objects.into_inner(),
@@ -120,7 +121,7 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> anyhow
     servers.spawn(read_records(events, records));
     servers.spawn(read_diagnostics(diagnostics));
     if let Some(resets) = resets {
-        servers.spawn(resets.run(handle.records()));
+        servers.spawn(resets);
     }
     let (listener, _socket) = socket.split();
     servers.spawn(serve(

@@ -101,7 +101,7 @@ pub enum OnCut {
     /// Nothing: its packets vanish, and the ends give up in their own time.
     #[default]
     Silence,
-    /// Both get a reset at once.
+    /// Whoever still speaks on it gets a reset.
     Reset,
 }
 

@@ -145,6 +145,8 @@ impl Task {
         let decoded = |bytes: &Bytes| decode::decode(bytes);
         let lost = match record {
             Record::Event(bytes) => match decoded(&bytes) {
+                // It is for who sends resets; its packet is reported by another record.
+                Some(Observation { packets: 0, .. }) => return,
                 Some(observation) => {
                     batch.push(observation);
                     return;

@@ -1,14 +1,16 @@
-//! Tells both ends of a TCP connection that a change has cut, instead of the silence that would
-//! leave them waiting for minutes. Only with `--on-cut reset`.
+//! Answers whoever still speaks on a TCP connection that a change has cut, as a closed port would,
+//! instead of the silence that would leave them waiting for minutes. Only with `--on-cut reset`.
 //!
-//! The kernel reports the packet a connection was cut with, once. Its numbers are what the two ends
-//! expect next, so they believe the resets (RFC 5961 §3.2). The node sends them: its own packets
-//! pass the programs, and netfilter translates them as it did the connection's.
+//! The kernel reports a connection's first refused segments. What a segment acknowledges is the
+//! number its sender expects next, so it believes the reset (RFC 9293 §3.10.7.1, RFC 5961 §3.2), and
+//! nothing of the segment reaches the other end. The node sends it: its own resets pass the
+//! programs, and netfilter translates them as it did the connection's.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
+use agent_common::Reason;
 use agent_common::event::{FlowEvent, event_flags};
 use agent_common::packet::transport::protocol;
 use agent_common::packet::transport::tcp_flags::{ACK, RST, SYN};
@@ -25,7 +27,7 @@ use crate::reconcile::{Record, Records};
 /// As many routers as anything else that the node sends.
 const HOP_LIMIT: u8 = 64;
 
-/// A reset to one end.
+/// A reset to who has sent a segment, as if from whom it was for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Reset {
     from: SocketAddr,
@@ -33,43 +35,38 @@ struct Reset {
     sequence: u32,
 }
 
-/// The resets that answer a record: none, unless a TCP connection was cut with its packet.
-fn resets(record: &[u8]) -> Vec<Reset> {
-    let Ok((event, _later)) = FlowEvent::read_from_prefix(record) else {
-        return Vec::new();
-    };
-    if event.flags & event_flags::CUT == 0
-        || event.protocol != protocol::TCP
-        // Who still opens a connection learns what anybody does who is refused.
-        || event.detail & (SYN | ACK) != ACK
-        // A reset is never answered by one.
-        || event.detail & RST != 0
-    {
-        return Vec::new();
-    }
-    let local = SocketAddr::new(event.local.into(), event.local_port);
-    let peer = SocketAddr::new(event.peer.into(), event.peer_port);
-    let (sender, receiver) = if event.flags & event_flags::FROM_POD == 0 {
-        (peer, local)
-    } else {
-        (local, peer)
-    };
-    let to_sender = Reset {
-        from: receiver,
-        to: sender,
-        sequence: event.acknowledgement,
-    };
-    let to_receiver = |sequence| Reset {
-        from: sender,
-        to: receiver,
-        sequence,
-    };
-    // A keepalive probe shows the number before the one that is expected.
-    let next = event.sequence.wrapping_add(1);
-    vec![to_sender, to_receiver(event.sequence), to_receiver(next)]
-}
-
 impl Reset {
+    /// The answer to a record: none, unless it is there to be answered.
+    fn to(record: &[u8]) -> Option<Self> {
+        let (event, _later) = FlowEvent::read_from_prefix(record).ok()?;
+        // What is refused for want of something may be allowed a moment later.
+        let is_by_policy = matches!(
+            Reason::from_number(event.reason),
+            Some(Reason::IsolatedNoRule | Reason::DenyRule)
+        );
+        if event.flags & event_flags::TELL == 0
+            || event.protocol != protocol::TCP
+            || !is_by_policy
+            // A reset is never answered by one, and who still opens a connection learns what
+            // anybody does who is refused.
+            || event.detail & (SYN | RST | ACK) != ACK
+        {
+            return None;
+        }
+        let local = SocketAddr::new(event.local.into(), event.local_port);
+        let peer = SocketAddr::new(event.peer.into(), event.peer_port);
+        let (from, to) = if event.flags & event_flags::FROM_POD == 0 {
+            (local, peer)
+        } else {
+            (peer, local)
+        };
+        Some(Self {
+            from,
+            to,
+            sequence: event.acknowledgement,
+        })
+    }
+
     /// The whole IP packet; `None` when its ends are of different families.
     fn packet(&self) -> Option<Result<Vec<u8>, BuildWriteError>> {
         let ip = match (self.from.ip(), self.to.ip()) {
@@ -92,7 +89,8 @@ impl Reset {
 #[derive(Debug)]
 pub struct Resets {
     v4: OwnedFd,
-    v6: OwnedFd,
+    /// `None` on a node without IPv6.
+    v6: Option<OwnedFd>,
     failed: u64,
 }
 
@@ -100,56 +98,61 @@ impl Resets {
     /// Opens the sockets they go out by.
     ///
     /// # Errors
-    /// `CAP_NET_RAW` is missing, or one of the address families.
+    /// `CAP_NET_RAW` is missing.
     pub fn open() -> io::Result<Self> {
         let raw = |family| {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             // Protocol RAW: the packets come with their IP header (raw(7)).
             socket_with(family, SocketType::RAW, flags, Some(ipproto::RAW))
         };
+        let v6 = match raw(AddressFamily::INET6) {
+            Ok(socket) => Some(socket),
+            Err(rustix::io::Errno::AFNOSUPPORT) => None,
+            Err(error) => return Err(error.into()),
+        };
         Ok(Self {
             v4: raw(AddressFamily::INET)?,
-            v6: raw(AddressFamily::INET6)?,
+            v6,
             failed: 0,
         })
     }
 
-    /// Answers what is cut until the agent stops.
+    /// Answers until the agent stops.
     pub async fn run(mut self, mut records: Records) {
         while let Some(record) = records.next().await {
             match record {
                 Record::Event(bytes) => self.answer(&bytes),
-                Record::Lost(lost) => {
-                    warn!(lost, "reports lost: what was cut with them ends in silence");
-                }
+                // Who hears nothing sends its segment again, and that is reported, too. So is what
+                // cannot be sent now.
+                Record::Lost(lost) => warn!(lost, "reports lost: some resets are sent later"),
             }
         }
     }
 
     fn answer(&mut self, record: &[u8]) {
-        for reset in resets(record) {
-            if let Err(error) = self.send(&reset) {
-                self.failed += 1;
-                // A cause that lasts is said now and then, not for each connection.
-                if self.failed.is_power_of_two() {
-                    let Reset { from, to, .. } = reset;
-                    let failed = self.failed;
-                    warn!(%from, %to, %error, failed, "a TCP reset could not be sent");
-                }
+        let Some(reset) = Reset::to(record) else {
+            return;
+        };
+        if let Err(error) = self.send(&reset) {
+            self.failed += 1;
+            // A cause that lasts is said now and then, not for each connection.
+            if self.failed.is_power_of_two() {
+                let Reset { from, to, .. } = reset;
+                let failed = self.failed;
+                warn!(%from, %to, %error, failed, "a TCP reset could not be sent");
             }
         }
     }
 
     fn send(&self, reset: &Reset) -> io::Result<()> {
-        let Some(packet) = reset.packet() else {
+        let socket = match reset.to {
+            SocketAddr::V4(_) => Some(&self.v4),
+            SocketAddr::V6(_) => self.v6.as_ref(),
+        };
+        let (Some(socket), Some(packet)) = (socket, reset.packet()) else {
             return Ok(());
         };
         let packet = packet.map_err(io::Error::other)?;
-        let socket = if reset.to.is_ipv4() {
-            &self.v4
-        } else {
-            &self.v6
-        };
         // A port means a protocol here (raw(7)).
         let to = SocketAddr::new(reset.to.ip(), 0);
         sendto(socket, &packet, SendFlags::empty(), &to)?;
@@ -177,34 +180,37 @@ mod tests {
             peer_port: PEER.1,
             protocol: protocol::TCP,
             detail: flags,
-            sequence: 1_000,
             acknowledgement: 2_000,
-            flags: event_flags::CUT | event_flags::FROM_POD,
+            reason: Reason::IsolatedNoRule.number(),
+            flags: event_flags::TELL | event_flags::FROM_POD,
             ..FlowEvent::default()
         }
     }
 
-    /// Who is told, and with which numbers.
-    fn told(event: &FlowEvent) -> Vec<(u16, u32)> {
-        let all = resets(event.as_bytes());
-        all.iter()
-            .map(|reset| (reset.to.port(), reset.sequence))
-            .collect()
-    }
-
     #[test]
-    fn each_end_is_told_with_the_number_it_expects() {
-        let both = [(POD.1, 2_000), (PEER.1, 1_000), (PEER.1, 1_001)];
-        assert_eq!(told(&cut(ACK)), both);
+    fn the_sender_is_told_with_the_number_it_expects() {
+        let pod = SocketAddr::from(POD);
+        let peer = SocketAddr::from(PEER);
+        let answer = |event: FlowEvent| Reset::to(event.as_bytes()).unwrap();
+        let to_pod = Reset {
+            from: peer,
+            to: pod,
+            sequence: 2_000,
+        };
+        assert_eq!(answer(cut(ACK)), to_pod);
         let mut from_peer = cut(ACK);
-        from_peer.flags = event_flags::CUT;
-        let turned = [(PEER.1, 2_000), (POD.1, 1_000), (POD.1, 1_001)];
-        assert_eq!(told(&from_peer), turned);
+        from_peer.flags = event_flags::TELL;
+        let to_peer = Reset {
+            from: pod,
+            to: peer,
+            sequence: 2_000,
+        };
+        assert_eq!(answer(from_peer), to_peer);
     }
 
     #[test]
-    fn only_open_connections_that_are_cut_are_answered_and_no_reset_ever() {
-        let uncut = FlowEvent {
+    fn only_segments_that_policy_cut_are_answered_and_no_reset_ever() {
+        let untold = FlowEvent {
             flags: event_flags::FROM_POD,
             ..cut(ACK)
         };
@@ -212,10 +218,15 @@ mod tests {
             protocol: protocol::UDP,
             ..cut(ACK)
         };
-        for event in [uncut, datagram, cut(RST | ACK), cut(SYN), cut(SYN | ACK)] {
-            assert_eq!(told(&event), [], "{event:?}");
+        let for_want_of_room = FlowEvent {
+            reason: Reason::FailClosed.number(),
+            ..cut(ACK)
+        };
+        let odd = [cut(0), cut(RST | ACK), cut(SYN), cut(SYN | ACK)];
+        for event in odd.into_iter().chain([untold, datagram, for_want_of_room]) {
+            assert_eq!(Reset::to(event.as_bytes()), None, "{event:?}");
         }
-        assert_eq!(resets(&cut(ACK).as_bytes()[1..]), [], "too short");
+        assert_eq!(Reset::to(&cut(ACK).as_bytes()[1..]), None, "too short");
     }
 
     #[test]

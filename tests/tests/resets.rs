@@ -1,6 +1,6 @@
-//! `--on-cut reset`: both ends of a TCP connection that a change forbids learn it at once, whoever
-//! spoke, in both families and through a Service's address; nobody else's connection is touched;
-//! and without the option there is silence.
+//! `--on-cut reset`: whoever speaks on a TCP connection that a change forbids is reset, in both
+//! families, through a Service's address and in the middle of a transfer; nobody else's connection
+//! is touched; and without the option there is silence.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -23,7 +23,7 @@ const BOTH: &str = "{podSelector: {matchLabels: {role: server}}, policyTypes: [I
 /// The server admits the friend only.
 const FRIEND: &str = "{podSelector: {matchLabels: {role: server}}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}]}]}";
 
-/// Who says the first word that a change forbids.
+/// An end of a connection.
 #[derive(Clone, Copy, Debug)]
 enum Speaker {
     Client,
@@ -77,38 +77,43 @@ fn goes_on(ends: &mut Ends) -> Result<bool> {
     Ok(heard == *b"b")
 }
 
-/// What an end learns after the cut: `None` is silence.
-fn learns(end: &mut TcpStream) -> Option<ErrorKind> {
-    match end.read(&mut [0]).map_err(|error| error.kind()) {
+/// The server turns the client away.
+fn cut(stage: &mut Stage) -> Result<()> {
+    stage.apply("ingress.yaml", &policy("shop", "ingress", FRIEND))
+}
+
+/// Speaks, and hears what comes of it: `None` is silence.
+fn speak(end: &mut TcpStream) -> Result<Option<ErrorKind>> {
+    end.write_all(b"c")?;
+    Ok(match end.read(&mut [0]).map_err(|error| error.kind()) {
         Err(ErrorKind::WouldBlock) => None,
         Err(kind) => Some(kind),
         Ok(_) => Some(ErrorKind::UnexpectedEof),
-    }
+    })
 }
 
-/// The server turns the client away, then one of the two speaks.
-fn cut(stage: &mut Stage, ends: &mut Ends, speaker: Speaker) -> Result<[Option<ErrorKind>; 2]> {
-    stage.apply("ingress.yaml", &policy("shop", "ingress", FRIEND))?;
-    let [client, server] = ends;
-    match speaker {
-        Speaker::Client => client.write_all(b"c")?,
-        Speaker::Server => server.write_all(b"c")?,
-    }
-    Ok([learns(client), learns(server)])
+/// What each end hears that speaks after the cut, one after the other.
+fn speak_in_turn(ends: Ends, first: Speaker) -> Result<[Option<ErrorKind>; 2]> {
+    let [mut client, mut server] = ends;
+    Ok(match first {
+        Speaker::Client => [speak(&mut client)?, speak(&mut server)?],
+        Speaker::Server => [speak(&mut server)?, speak(&mut client)?],
+    })
 }
 
 const RESET: [Option<ErrorKind>; 2] = [Some(ErrorKind::ConnectionReset); 2];
 
 #[test]
-fn both_ends_of_a_cut_connection_are_reset_and_no_other() -> Result<()> {
+fn each_end_of_a_cut_connection_is_reset_as_it_speaks_and_no_other() -> Result<()> {
     for family in [V4, V6] {
-        for speaker in SPEAKERS {
+        for first in SPEAKERS {
             let mut stage = stage(family, &["--on-cut", "reset"])?;
             let [server, ..] = family;
-            let mut ends = connect(&stage, "shop/client", server, server)?;
+            let ends = connect(&stage, "shop/client", server, server)?;
             let mut others = connect(&stage, "shop/friend", server, server)?;
-            let learnt = cut(&mut stage, &mut ends, speaker)?;
-            assert_eq!(learnt, RESET, "{family:?}, {speaker:?} spoke");
+            cut(&mut stage)?;
+            let heard = speak_in_turn(ends, first)?;
+            assert_eq!(heard, RESET, "{family:?}, first the {first:?}");
             assert!(goes_on(&mut others)?, "its policy allows it as before");
         }
     }
@@ -116,8 +121,8 @@ fn both_ends_of_a_cut_connection_are_reset_and_no_other() -> Result<()> {
 }
 
 #[test]
-fn a_connection_through_a_service_is_reset_at_both_ends() -> Result<()> {
-    for speaker in SPEAKERS {
+fn a_connection_through_a_service_is_reset_too() -> Result<()> {
+    for first in SPEAKERS {
         let mut stage = stage(V4, &["--on-cut", "reset"])?;
         stage.lab.nft(&format!(
             "add table ip kube\n\
@@ -125,9 +130,42 @@ fn a_connection_through_a_service_is_reset_at_both_ends() -> Result<()> {
              add rule ip kube before ip daddr {SERVICE} tcp dport {PORT} dnat to {}:{PORT}\n",
             V4[0]
         ))?;
-        let mut ends = connect(&stage, "shop/client", V4[0], SERVICE)?;
-        let learnt = cut(&mut stage, &mut ends, speaker)?;
-        assert_eq!(learnt, RESET, "{speaker:?} spoke");
+        let ends = connect(&stage, "shop/client", V4[0], SERVICE)?;
+        cut(&mut stage)?;
+        assert_eq!(speak_in_turn(ends, first)?, RESET, "first the {first:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn who_is_sending_in_bulk_is_reset_with_data_in_flight() -> Result<()> {
+    for sender in SPEAKERS {
+        let mut stage = stage(V4, &["--on-cut", "reset"])?;
+        let [client, server] = connect(&stage, "shop/client", V4[0], V4[0])?;
+        let (mut sends, mut receives) = match sender {
+            Speaker::Client => (client, server),
+            Speaker::Server => (server, client),
+        };
+        let sending = std::thread::spawn(move || {
+            loop {
+                if let Err(error) = sends.write_all(&[0; 8_192]) {
+                    return error.kind();
+                }
+            }
+        });
+        // As slow as it can be, so that there is always data on the way.
+        let receiving = std::thread::spawn(move || {
+            while receives.read(&mut [0; 1_024]).is_ok_and(|read| read > 0) {}
+            speak(&mut receives)
+        });
+        cut(&mut stage)?;
+        let sent = sending.join().ok();
+        assert_eq!(sent, Some(ErrorKind::ConnectionReset), "{sender:?} sends");
+        // It was told of while it acknowledged, or is when it speaks.
+        let heard = receiving.join().ok().context("the receiver panicked")?;
+        let broken = matches!(&heard, Err(error) if error.is::<std::io::Error>());
+        let is_told = broken || matches!(heard, Ok(Some(ErrorKind::ConnectionReset)));
+        assert!(is_told, "{sender:?} sends, the other hears {heard:?}");
     }
     Ok(())
 }
@@ -135,7 +173,8 @@ fn a_connection_through_a_service_is_reset_at_both_ends() -> Result<()> {
 #[test]
 fn without_the_option_a_cut_is_silent() -> Result<()> {
     let mut stage = stage(V4, &[])?;
-    let mut ends = connect(&stage, "shop/client", V4[0], V4[0])?;
-    assert_eq!(cut(&mut stage, &mut ends, Speaker::Client)?, [None; 2]);
+    let ends = connect(&stage, "shop/client", V4[0], V4[0])?;
+    cut(&mut stage)?;
+    assert_eq!(speak_in_turn(ends, Speaker::Client)?, [None; 2]);
     Ok(())
 }

@@ -146,8 +146,6 @@ pub(super) fn refuse_again<T: FlowTables>(
     seen.flow = *key;
     seen.ports = (key.flow.local_port, key.flow.peer_port);
     seen.detail = (flags, 0);
-    seen.numbers = (0, 0);
-    seen.flags = at.hook.event_flags();
     seen.length = length;
     seen.revision = revision;
     decision.begin(at.hook.direction());

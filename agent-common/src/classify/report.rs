@@ -7,7 +7,7 @@ use crate::packet::transport;
 use crate::verdict::Direction;
 
 /// Counts a refused packet, always, and reports it when its DENIED row is new or has not been
-/// reported for a while, or when a flow was cut with it.
+/// reported for a while.
 #[inline(never)]
 pub(super) fn refused<T: FlowTables>(tables: &T, seen: &Seen, decision: &Decision) {
     // Counted before the row and the event, so a lost one is still a counted drop.
@@ -44,9 +44,6 @@ pub(super) fn refused<T: FlowTables>(tables: &T, seen: &Seen, decision: &Decisio
                 Some(known)
             } else {
                 tables.count(Counter::DeniedOverflow);
-                if seen.flags & event_flags::CUT != 0 {
-                    event(tables, seen, decision, 1, false);
-                }
                 return;
             }
         }
@@ -54,12 +51,10 @@ pub(super) fn refused<T: FlowTables>(tables: &T, seen: &Seen, decision: &Decisio
     let packets = match known {
         Some(known) => {
             let packets = known.add(&row);
-            let age = now.wrapping_sub(known.reported());
-            if age >= tables.settings().report_interval {
-                known.set_reported(now);
-            } else if seen.flags & event_flags::CUT == 0 {
+            if now.wrapping_sub(known.reported()) < tables.settings().report_interval {
                 return;
             }
+            known.set_reported(now);
             packets
         }
         None => 1,
@@ -82,6 +77,13 @@ pub(super) fn allowed<T: FlowTables>(tables: &T, seen: &Seen, decision: &Decisio
     }
 }
 
+/// Reports a segment of a connection that was cut, for its sender to be told.
+#[inline(always)]
+pub(super) fn tell<T: FlowTables>(tables: &T, seen: &Seen, decision: &Decision) {
+    event(tables, seen, decision, 0, false);
+}
+
+/// Of 0 packets it is nothing but what [`tell`] says.
 #[inline(never)]
 fn event<T: FlowTables>(
     tables: &T,
@@ -98,6 +100,11 @@ fn event<T: FlowTables>(
             shadow.set,
             decision.reason.number(),
         ),
+    };
+    let (tell, acknowledgement) = if packets == 0 {
+        (event_flags::TELL, seen.acknowledgement)
+    } else {
+        (0, 0)
     };
     // Field by field: a whole value would be made on the stack first.
     let was_reported = tables.report(|event| {
@@ -121,10 +128,9 @@ fn event<T: FlowTables>(
         event.in_force = in_force;
         event.detail = seen.detail.0;
         event.code = seen.detail.1;
-        event.sequence = seen.numbers.0;
-        event.acknowledgement = seen.numbers.1;
-        event.flags = seen.flags;
-        event.reserved = 0;
+        event.acknowledgement = acknowledgement;
+        event.flags = seen.at.hook.as_flag() | tell;
+        event.reserved = [0; 5];
     });
     if !was_reported {
         tables.count(Counter::EventsLost);

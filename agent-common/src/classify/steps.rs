@@ -10,13 +10,13 @@ use super::{
 };
 use crate::address::Address;
 use crate::conntrack::{Signal, State};
-use crate::event::event_flags;
 use crate::judge::{judge, peer_of};
 use crate::maps::{
     Config, Connection, Counter, FIRST_RULE_ROW, FlowKey, config_flags,
-    connection_flags::{CUT, ITSELF, MID_STREAM, NODE},
+    connection_flags::{CUT, ITSELF, MID_STREAM, NODE, TOLD, TOLD_SHIFT},
     hit_row, peer_bucket, settings_flags,
 };
+use crate::packet::transport::protocol;
 use crate::verdict::{Direction, Reason, RuleId, Verdict};
 
 /// What is asked of policy: may this flow be, seen from the direction it was opened in?
@@ -112,12 +112,9 @@ pub(super) fn known_flow<T: FlowTables>(
     let is_current =
         connection.revision == seen.revision && connection.peer_revision == peer_revision;
     if !is_current && connection.flags & (NODE | ITSELF) == 0 {
-        // What a change has cut, the node may end: the flow's entry stays as it is.
-        if matches!(seen.signal, Signal::Reset) && is_by_node(seen) {
-            return Reason::Node;
-        }
         let reason = judge_again(tables, seen, config, &known.entry, decision);
-        if !is_allowed(reason) {
+        // What a change has cut, the node may end; the entry stays as it is.
+        if !is_allowed(reason) || matches!(reason, Reason::Node) {
             return reason;
         }
     }
@@ -160,18 +157,46 @@ fn judge_again<T: FlowTables>(
             reason.number(),
         );
         if flags & CUT != 0 {
-            entry.advance(state, flags & !CUT);
+            entry.advance(state, flags & !(CUT | TOLD));
         }
         report::allowed(tables, seen, decision);
-    } else if flags & CUT == 0 {
-        // The entry stays as it is, so both sides' packets keep meeting this judgement: without
-        // it, the other side's next segment would open the flow anew in its own direction. It is
-        // kept as long as an established one: a forged reset must not shorten that.
-        tables.count(Counter::Cut);
-        seen.flags |= event_flags::CUT;
-        entry.advance(State::Established.number(), flags | CUT);
+    } else {
+        refuse_known(tables, seen, entry, flags, decision);
+        if matches!(seen.signal, Signal::Reset) && is_by_node(seen) {
+            return Reason::Node;
+        }
     }
     reason
+}
+
+/// Marks a flow that policy does not allow any more, and has its sender told if that is wanted. The
+/// entry stays as it is, so both sides' packets keep meeting this judgement: without it, the other
+/// side's next segment would open the flow anew in its own direction. It is kept as long as an
+/// established one: a forged reset must not shorten that.
+#[inline(never)]
+fn refuse_known<T: FlowTables>(
+    tables: &T,
+    seen: &Seen,
+    entry: &T::Entry,
+    flags: u16,
+    decision: &Decision,
+) {
+    let mut after = flags | CUT;
+    if flags & CUT == 0 {
+        tables.count(Counter::Cut);
+    }
+    // A few times, because resets get lost; not more, because segments may come in floods.
+    if tables.settings().flags & settings_flags::TELL_CUT != 0
+        && seen.flow.flow.protocol == protocol::TCP
+        && matches!(seen.signal, Signal::Segment | Signal::Finish)
+        && flags & TOLD != TOLD
+    {
+        after += 1 << TOLD_SHIFT;
+        report::tell(tables, seen, decision);
+    }
+    if after != flags {
+        entry.advance(State::Established.number(), after);
+    }
 }
 
 /// A flow that is not known: who began it, may it be, is there room.

@@ -26,6 +26,11 @@ pub mod connection_flags {
     pub const ITSELF: u16 = 1 << 5;
     /// Judged again and denied; the entry stays until it expires or is allowed again.
     pub const CUT: u16 = 1 << 6;
+    /// How many of its segments were reported since it was cut, for who sends them to be told: a
+    /// number of three bits.
+    pub const TOLD: u16 = 7 << TOLD_SHIFT;
+    /// Where [`TOLD`] begins.
+    pub const TOLD_SHIFT: u32 = 8;
 }
 
 /// `PeerEntry::flags`.
@@ -44,4 +49,6 @@ pub mod settings_flags {
     pub const STRICT_MID_STREAM: u32 = 1 << 1;
     /// Report new allowed flows as events.
     pub const REPORT_ALLOWED: u32 = 1 << 2;
+    /// Report the first segments of each TCP connection that was cut, for their senders to be told.
+    pub const TELL_CUT: u32 = 1 << 3;
 }

@@ -66,7 +66,7 @@ pub(super) fn parse<P: Packet + ?Sized>(
         return Err(ParseError::TransportTruncated);
     }
     let truncated = ParseError::TransportTruncated;
-    let [b0, b1, b2, b3, b4, b5, b6, b7] = packet.load(offset).ok_or(truncated)?;
+    let [b0, b1, b2, b3, b4, b5, _, _] = packet.load(offset).ok_or(truncated)?;
     if !has_ports(headers.protocol) {
         icmp::read([b0, b1, b4, b5], headers);
         return Ok(());
@@ -78,7 +78,6 @@ pub(super) fn parse<P: Packet + ?Sized>(
         if headers.protocol == protocol::SCTP {
             headers.detail = kind_or_length;
         } else {
-            headers.sequence = u32::from_be_bytes([b4, b5, b6, b7]);
             headers.acknowledgement = u32::from_be_bytes([a0, a1, a2, a3]);
             let header_bytes = (kind_or_length >> 4 << 2) as usize;
             if header_bytes < TCP_BYTES || offset + header_bytes > end {

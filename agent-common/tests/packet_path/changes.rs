@@ -3,8 +3,9 @@
 
 use agent_common::Reason;
 use agent_common::classify::Outcome::{self, Drop, Pass};
+use agent_common::conntrack::State;
 use agent_common::event::event_flags;
-use agent_common::maps::{Counter, connection_flags};
+use agent_common::maps::{Counter, connection_flags, settings_flags};
 
 use crate::packets::Frame;
 use crate::world::{
@@ -79,50 +80,89 @@ fn a_forged_reset_does_not_bring_a_cut_flow_back() {
 }
 
 #[test]
-fn each_cut_is_reported_once_with_the_numbers_of_its_segment() {
+fn segments_of_a_cut_connection_are_there_to_be_answered_a_few_times() {
     for is_from_pod in [true, false] {
         let mut node = node();
+        node.policy.settings.flags |= settings_flags::TELL_CUT;
         let family = families()[0];
         established(&node, &family);
         change_policy(&mut node, [CLOSED_SET, EGRESS_SET]);
-        // The same peer and port were refused a moment ago: that row alone reports nothing.
+        // The same peer and port were refused a moment ago: their row is reported already.
         let other = Frame::tcp((family.friend, 39_999), (family.pod, 80), SYN);
         assert_eq!(to_pod(&node, UPLINK, &other), Drop(Reason::IsolatedNoRule));
         node.take_events();
-        let expected = if is_from_pod {
-            assert_eq!(says(&node, &family, ACK), Drop(Reason::IsolatedNoRule));
-            event_flags::CUT | event_flags::FROM_POD
-        } else {
-            assert_eq!(hears(&node, &family, ACK), Drop(Reason::IsolatedNoRule));
-            event_flags::CUT
-        };
-        let events = node.take_events();
-        let [event] = events.as_slice() else {
-            panic!("{events:?}");
-        };
-        assert_eq!(event.flags, expected);
-        // As `Frame::tcp` numbers its segments.
-        assert_eq!((event.sequence, event.acknowledgement), (1, 0));
-        assert_eq!((event.detail, event.reserved), (ACK, 0));
-        assert_eq!(hears(&node, &family, ACK), Drop(Reason::IsolatedNoRule));
+        for turn in 0..20 {
+            let (outcome, sender) = if is_from_pod {
+                (says(&node, &family, ACK), event_flags::FROM_POD)
+            } else {
+                (hears(&node, &family, ACK), 0)
+            };
+            assert_eq!(outcome, Drop(Reason::IsolatedNoRule));
+            let events = node.take_events();
+            if turn >= 7 {
+                assert_eq!(events, [], "floods are not answered");
+                continue;
+            }
+            let [event] = events.as_slice() else {
+                panic!("{events:?}");
+            };
+            assert_eq!(event.flags, event_flags::TELL | sender);
+            assert_eq!((event.detail, event.packets), (ACK, 0));
+        }
+        // Allowed again, it may be cut anew.
+        change_policy(&mut node, [INGRESS_SET, EGRESS_SET]);
+        assert_eq!(says(&node, &family, ACK), Pass(Reason::Reply));
+        change_policy(&mut node, [CLOSED_SET, EGRESS_SET]);
         assert_eq!(says(&node, &family, ACK), Drop(Reason::IsolatedNoRule));
-        assert_eq!(node.take_events(), [], "once");
+        assert_eq!(node.take_events().len(), 1);
+    }
+}
+
+#[test]
+fn nobody_is_told_without_the_setting() {
+    let mut node = node();
+    let family = families()[0];
+    established(&node, &family);
+    change_policy(&mut node, [CLOSED_SET, EGRESS_SET]);
+    assert_eq!(says(&node, &family, ACK), Drop(Reason::IsolatedNoRule));
+    let events = node.take_events();
+    assert!(
+        events
+            .iter()
+            .all(|event| event.flags & event_flags::TELL == 0)
+    );
+}
+
+#[test]
+fn the_nodes_reset_ends_a_flow_that_is_still_allowed() {
+    const RST: u8 = 4;
+    for family in families() {
+        let mut node = node();
+        established(&node, &family);
+        // Judged again, and allowed as before.
+        change_policy(&mut node, [INGRESS_SET, CLOSED_SET]);
+        let reset = Frame::tcp((family.friend, 40_000), (family.pod, 80), RST);
+        assert_eq!(to_pod(&node, 0, &reset), Pass(Reason::Reply));
+        let connections = node.connections.borrow();
+        let entry = connections.values().next().unwrap().get();
+        assert_eq!(entry.state, State::Closing.number());
     }
 }
 
 #[test]
 fn the_node_may_end_what_a_change_has_cut_and_nobody_else() {
     const RST: u8 = 4;
-    let mut node = node();
-    let family = families()[0];
-    established(&node, &family);
-    change_policy(&mut node, [CLOSED_SET, EGRESS_SET]);
-    let reset = Frame::tcp((family.friend, 40_000), (family.pod, 80), RST);
-    assert_eq!(to_pod(&node, UPLINK, &reset), Drop(Reason::IsolatedNoRule));
-    assert_eq!(to_pod(&node, 0, &reset), Pass(Reason::Node));
-    let data = Frame::tcp((family.friend, 40_000), (family.pod, 80), ACK);
-    assert_eq!(to_pod(&node, 0, &data), Drop(Reason::IsolatedNoRule));
-    assert_eq!(says(&node, &family, ACK), Drop(Reason::IsolatedNoRule));
+    for family in families() {
+        let mut node = node();
+        established(&node, &family);
+        change_policy(&mut node, [CLOSED_SET, EGRESS_SET]);
+        let reset = Frame::tcp((family.friend, 40_000), (family.pod, 80), RST);
+        assert_eq!(to_pod(&node, UPLINK, &reset), Drop(Reason::IsolatedNoRule));
+        assert_eq!(to_pod(&node, 0, &reset), Pass(Reason::Node));
+        let data = Frame::tcp((family.friend, 40_000), (family.pod, 80), ACK);
+        assert_eq!(to_pod(&node, 0, &data), Drop(Reason::IsolatedNoRule));
+        assert_eq!(says(&node, &family, ACK), Drop(Reason::IsolatedNoRule));
+    }
 }
 
 #[test]

@@ -55,7 +55,9 @@ pub(super) struct Args {
         default_value = "forever"
     )]
     mid_stream_grace: MidStreamGrace,
-    /// What both ends of a TCP connection learn when a change has cut it: silence, or reset
+    /// What who still speaks on a TCP connection that a change has cut gets: silence, so that it may
+    /// go on if the change is taken back; or reset, for which the agent opens
+    /// raw sockets
     #[arg(
         long,
         value_name = "WORD",

@@ -6,7 +6,7 @@ use agent_common::conntrack::Timeout;
 use agent_common::maps::{Settings, settings_flags};
 use agent_policy::engine;
 
-use crate::config::{Config, MidStreamGrace, Posture};
+use crate::config::{Config, MidStreamGrace, OnCut, Posture};
 use crate::dataplane::Dataplane;
 
 /// Seconds after which a refusal that goes on is reported again.
@@ -27,8 +27,12 @@ pub(super) fn settings(config: &Config, hz: u32) -> Settings {
         MidStreamGrace::Forever => (0, 0),
         MidStreamGrace::For(grace) => (settings_flags::STRICT_MID_STREAM, jiffies(grace, hz)),
     };
+    let told = match config.on_cut {
+        OnCut::Silence => 0,
+        OnCut::Reset => settings_flags::TELL_CUT,
+    };
     Settings {
-        flags: settings_flags::REPORT_ALLOWED | posture | strict,
+        flags: settings_flags::REPORT_ALLOWED | posture | strict | told,
         hz,
         report_interval: hz.saturating_mul(REPORT_AFTER_S),
         mid_stream_grace: grace,
