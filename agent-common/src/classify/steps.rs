@@ -13,7 +13,7 @@ use crate::conntrack::{Signal, State};
 use crate::judge::{judge, peer_of};
 use crate::maps::{
     Config, Connection, Counter, FIRST_RULE_ROW, FlowKey, config_flags,
-    connection_flags::{CUT, ITSELF, MID_STREAM, NODE, TOLD, TOLD_SHIFT},
+    connection_flags::{CUT, ITSELF, MID_STREAM, NODE, PEER_TOLD, POD_TOLD},
     hit_row, peer_bucket, settings_flags,
 };
 use crate::packet::transport::protocol;
@@ -157,7 +157,7 @@ fn judge_again<T: FlowTables>(
             reason.number(),
         );
         if flags & CUT != 0 {
-            entry.advance(state, flags & !(CUT | TOLD));
+            entry.advance(state, flags & !(CUT | POD_TOLD | PEER_TOLD));
         }
         report::allowed(tables, seen, decision);
     } else {
@@ -182,6 +182,10 @@ fn refuse_known<T: FlowTables>(
     decision: &Decision,
 ) {
     let mut after = flags | CUT;
+    let told = match seen.at.hook {
+        Hook::FromPod => POD_TOLD,
+        Hook::ToPod => PEER_TOLD,
+    };
     if flags & CUT == 0 {
         tables.count(Counter::Cut);
     }
@@ -189,9 +193,10 @@ fn refuse_known<T: FlowTables>(
     if tables.settings().flags & settings_flags::TELL_CUT != 0
         && seen.flow.flow.protocol == protocol::TCP
         && matches!(seen.signal, Signal::Segment | Signal::Finish)
-        && flags & TOLD != TOLD
+        && flags & told != told
     {
-        after += 1 << TOLD_SHIFT;
+        // The lowest of its bits.
+        after += told & told.wrapping_neg();
         report::tell(tables, seen, decision);
     }
     if after != flags {

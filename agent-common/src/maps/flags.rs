@@ -26,11 +26,11 @@ pub mod connection_flags {
     pub const ITSELF: u16 = 1 << 5;
     /// Judged again and denied; the entry stays until it expires or is allowed again.
     pub const CUT: u16 = 1 << 6;
-    /// How many of its segments were reported since it was cut, for who sends them to be told: a
+    /// How many segments from the pod were reported since it was cut, for the pod to be told: a
     /// number of three bits.
-    pub const TOLD: u16 = 7 << TOLD_SHIFT;
-    /// Where [`TOLD`] begins.
-    pub const TOLD_SHIFT: u32 = 8;
+    pub const POD_TOLD: u16 = 7 << 8;
+    /// The same of its peer's segments.
+    pub const PEER_TOLD: u16 = 7 << 11;
 }
 
 /// `PeerEntry::flags`.
