@@ -4,7 +4,8 @@
 //! The kernel reports a connection's first refused segments. What a segment acknowledges is the
 //! number its sender expects next, so it believes the reset (RFC 9293 §3.10.7.1, RFC 5961 §3.2), and
 //! nothing of the segment reaches the other end. The node sends it: its own resets pass the
-//! programs, and netfilter translates them as it did the connection's.
+//! programs, and netfilter translates them as it did the connection's. The route is the
+//! receiver's: a rule that routes by the pod's address is not asked.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

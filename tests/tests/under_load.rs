@@ -92,6 +92,8 @@ struct Shared {
     is_deserted: AtomicBool,
     echoes: AtomicU64,
     opened: AtomicU64,
+    /// The server listens.
+    is_serving: AtomicBool,
     /// The streams are.
     are_open: AtomicBool,
     /// Datagrams sent while nothing forbade them, and those that arrived.
@@ -141,6 +143,7 @@ fn serve(shared: &Arc<Shared>) -> Result<()> {
     sink.set_nonblocking(true)?;
     runtime.block_on(async {
         let listener = TcpListener::bind(SERVER).await?;
+        shared.is_serving.store(true, Ordering::Relaxed);
         let sink = tokio::net::UdpSocket::from_std(sink)?;
         let counting = Arc::clone(shared);
         tokio::spawn(async move {
@@ -256,6 +259,10 @@ fn changes_without_end_disturb_nothing_allowed_and_let_nothing_forbidden_in() ->
     let shared = Arc::new(Shared::default());
     let place = |pod: &str| stage.lab.place(pod).map(|place| &place.namespace);
     let server = inside(place("shop/server")?, &shared, serve)?;
+    wait_until("the server to listen", Duration::from_mins(2), || {
+        ensure!(shared.is_serving.load(Ordering::Relaxed), "not yet");
+        Ok(())
+    })?;
     let callers = [
         inside(place("shop/client")?, &shared, call)?,
         inside(place("shop/other")?, &shared, intrude)?,
