@@ -14,10 +14,12 @@ pub mod namespace;
 pub mod netlink;
 pub mod objects;
 mod outside;
+pub mod pair;
 pub mod pins;
 mod reach;
 mod sides;
 pub mod stage;
+pub mod tracked;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -13,3 +13,4 @@ pub mod lab;
 pub mod machine;
 pub mod packets;
 pub mod probe;
+pub mod runs;

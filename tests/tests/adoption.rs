@@ -3,14 +3,17 @@
 #![expect(clippy::print_stdout, reason = "the thorough run prints its figure")]
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use tests::lab::agent::{Agent, log, metric};
+use tests::lab::agent::{Agent, metric};
 use tests::lab::namespace::Namespace;
 use tests::lab::objects::{namespace, pod, policy};
+use tests::lab::pair::Pair;
 use tests::lab::stage::Stage;
+use tests::lab::tracked::{Adopted, answered_flows};
+use tests::runs::is_thorough;
 
 const PORT: u16 = 8080;
 /// How long a message may take before the connection counts as cut.
@@ -56,11 +59,9 @@ fn node(tracks: bool) -> Result<Stage> {
         .lab
         .write_manifest("policies.yaml", &policies.join("---\n"))?;
     if tracks {
+        stage.lab.track_connections()?;
         stage.lab.nft(
-            "add table inet kube\n\
-             add chain inet kube forward { type filter hook forward priority 0; }\n\
-             add rule inet kube forward ct state new counter\n\
-             add chain inet kube before { type nat hook prerouting priority dstnat; }\n\
+            "add chain inet kube before { type nat hook prerouting priority dstnat; }\n\
              add chain inet kube after { type nat hook postrouting priority srcnat; }\n\
              add rule inet kube before ip daddr 192.0.2.9 meta l4proto { tcp, udp } th dport 30080 \
                  meta mark set 1 dnat ip to 10.5.0.1:8080\n\
@@ -70,12 +71,9 @@ fn node(tracks: bool) -> Result<Stage> {
     Ok(stage)
 }
 
-/// Both ends of a TCP connection and a UDP flow.
+/// Flows of before or after the agent's coming.
 #[derive(Debug)]
-struct Pair {
-    tcp: [TcpStream; 2],
-    udp: [UdpSocket; 2],
-}
+struct Flows(Pair);
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug)]
@@ -84,54 +82,20 @@ enum Side {
     Server,
 }
 
-impl Pair {
-    /// Opens both from a namespace, to the server pod's address and port by way of `through`.
+impl Flows {
+    /// Opens them from a namespace, to the server pod's address and port by way of `through`.
     fn open(
         stage: &Stage,
         from: &Namespace,
-        server: (&str, u16),
+        (address, port): (&str, u16),
         through: SocketAddr,
     ) -> Result<Self> {
-        let (address, port) = server;
-        let listening = SocketAddr::new(address.parse()?, port);
         let server = &stage.lab.place("shop/server")?.namespace;
-        let (listener, udp_server) =
-            server.enter(|| Ok((TcpListener::bind(listening)?, UdpSocket::bind(listening)?)))?;
-        let (tcp_client, udp_client) = from.enter(|| {
-            let any: SocketAddr = if through.is_ipv4() {
-                "0.0.0.0:0"
-            } else {
-                "[::]:0"
-            }
-            .parse()?;
-            let udp = UdpSocket::bind(any)?;
-            udp.connect(through)?;
-            Ok((
-                TcpStream::connect_timeout(&through, Duration::from_secs(3))?,
-                udp,
-            ))
-        })?;
-        let (tcp_server, _) = listener.accept()?;
-        udp_client.send(&[0])?;
-        udp_server.set_read_timeout(Some(HEARD_WITHIN))?;
-        let (_, peer) = udp_server
-            .recv_from(&mut [0])
-            .context("the first datagram")?;
-        udp_server.connect(peer)?;
-        let pair = Self {
-            tcp: [tcp_client, tcp_server],
-            udp: [udp_client, udp_server],
-        };
-        for stream in &pair.tcp {
-            stream.set_read_timeout(Some(HEARD_WITHIN))?;
-            stream.set_nodelay(true)?;
-        }
-        for socket in &pair.udp {
-            socket.set_read_timeout(Some(HEARD_WITHIN))?;
-        }
-        let mut pair = pair;
-        ensure!(pair.says(Side::Server)? == BOTH, "the new flows answer");
-        Ok(pair)
+        let listening = SocketAddr::new(address.parse()?, port);
+        let ends = (listening, through);
+        let mut flows = Self(Pair::open(server, from, ends, HEARD_WITHIN)?);
+        ensure!(flows.says(Side::Server)? == BOTH, "the new flows answer");
+        Ok(flows)
     }
 
     /// Whether one side's words are heard by the other, over TCP and over UDP.
@@ -141,14 +105,14 @@ impl Pair {
             Side::Server => (1, 0),
         };
         let mut heard = [0];
-        if let (Some(tcp), Some(udp)) = (self.tcp.get_mut(here), self.udp.get(here)) {
+        if let (Some(tcp), Some(udp)) = (self.0.tcp.get_mut(here), self.0.udp.get(here)) {
             tcp.write_all(&[7])?;
             // A refusal of the datagram before shows here.
             udp.send(&[7]).or_else(|_refused| udp.send(&[7]))?;
         }
-        let tcp = self.tcp.get_mut(there).context("an end")?;
+        let tcp = self.0.tcp.get_mut(there).context("an end")?;
         let tcp = tcp.read_exact(&mut heard).is_ok();
-        let udp = self.udp.get(there).context("an end")?;
+        let udp = self.0.udp.get(there).context("an end")?;
         Ok((tcp, udp.recv(&mut heard).is_ok()))
     }
 }
@@ -160,14 +124,14 @@ const NONE: (bool, bool) = (false, false);
 const GUESSED: &str = r#"picket_kernel_events_total{kind="mid_stream"}"#;
 
 /// One pair a family. Each pod has a port of the server's for itself.
-fn pairs(stage: &Stage, pod: &str) -> Result<Vec<Pair>> {
+fn pairs(stage: &Stage, pod: &str) -> Result<Vec<Flows>> {
     let place = stage.lab.place(pod)?;
     let port = PORT + u16::from(pod == "shop/other");
     SERVER
         .iter()
         .map(|address| {
             let direct = SocketAddr::new(address.parse()?, port);
-            Pair::open(stage, &place.namespace, (address, port), direct)
+            Flows::open(stage, &place.namespace, (address, port), direct)
         })
         .collect()
 }
@@ -202,7 +166,7 @@ fn behind_a_masquerade_each_connection_of_before_is_its_own_pods() -> Result<()>
     for (pod, expected) in [("shop/client", BOTH), ("shop/other", NONE)] {
         let mut stage = node(true)?;
         let from = &stage.lab.place(pod)?.namespace;
-        let mut pair = Pair::open(&stage, from, ("10.5.0.1", PORT), NODE_PORT)?;
+        let mut pair = Flows::open(&stage, from, ("10.5.0.1", PORT), NODE_PORT)?;
         stage.agent = Some(Agent::start(&stage.lab.manifests())?);
         assert_eq!(pair.says(Side::Server)?, expected, "{pod}");
         assert_eq!(pair.says(Side::Client)?, expected, "{pod}");
@@ -214,7 +178,7 @@ fn behind_a_masquerade_each_connection_of_before_is_its_own_pods() -> Result<()>
 fn what_the_node_has_opened_before_goes_on_under_default_deny() -> Result<()> {
     let mut stage = node(true)?;
     let direct = SocketAddr::new("10.5.0.1".parse()?, PORT);
-    let mut pair = Pair::open(&stage, stage.lab.node(), ("10.5.0.1", PORT), direct)?;
+    let mut pair = Flows::open(&stage, stage.lab.node(), ("10.5.0.1", PORT), direct)?;
     stage.agent = Some(Agent::start(&stage.lab.manifests())?);
     assert_eq!(pair.says(Side::Server)?, BOTH);
     assert_eq!(pair.says(Side::Client)?, BOTH);
@@ -243,11 +207,7 @@ fn where_the_kernel_tracks_nothing_tcp_is_taken_up_in_its_middle() -> Result<()>
 /// Connections of [`many_connections_are_adopted_in_one_go`], both families together; with
 /// `PICKET_THOROUGH=1` as many as a busy node has.
 fn many() -> usize {
-    if std::env::var_os("PICKET_THOROUGH").is_some() {
-        100_000
-    } else {
-        2_000
-    }
+    if is_thorough() { 100_000 } else { 2_000 }
 }
 
 #[test]
@@ -259,31 +219,13 @@ fn many_connections_are_adopted_in_one_go() -> Result<()> {
     );
     let flows = many();
     for (own, address) in ["10.5.0.2", "fd05::2"].into_iter().zip(SERVER) {
-        let listening = server.enter(|| Ok(UdpSocket::bind((address, PORT))?))?;
-        listening.set_read_timeout(Some(HEARD_WITHIN))?;
-        client.enter(|| {
-            for port in (1024..=u16::MAX).take(flows / 2) {
-                let socket = UdpSocket::bind((own, port))?;
-                socket.send_to(&[1], (address, PORT))?;
-                let (_, peer) = listening.recv_from(&mut [0]).context("a datagram")?;
-                listening.send_to(&[2], peer)?;
-            }
-            Ok(())
-        })?;
+        let to = SocketAddr::new(address.parse()?, PORT);
+        answered_flows(server, to, client, own.parse()?, flows / 2)?;
     }
     stage.agent = Some(Agent::start(&stage.lab.manifests())?);
-    let log = log();
-    let line = log
-        .lines()
-        .find(|line| line.contains("connections older than the attachment adopted"))
-        .with_context(|| format!("nothing adopted, the agent said:\n{log}"))?;
-    let number = |name: &str| -> Result<usize> {
-        let (_, rest) = line.split_once(name).context("its number")?;
-        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-        Ok(digits.parse()?)
-    };
+    let adopted = Adopted::read()?;
     // Each is known at its client and at its server.
-    assert_eq!(number("adopted=")?, 2 * flows, "{line}");
-    println!("{flows} connections adopted in {} ms", number("took_ms=")?);
+    assert_eq!(adopted.entries, 2 * flows, "{adopted:?}");
+    println!("{flows} connections adopted in {:?}", adopted.took);
     Ok(())
 }

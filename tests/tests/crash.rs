@@ -35,6 +35,7 @@ use tests::lab::bare;
 use tests::lab::namespace::leave_the_machine;
 use tests::machine::Machine;
 use tests::packets::Frame;
+use tests::runs::{is_thorough, seed};
 
 use node::Node;
 use world::Event;
@@ -324,13 +325,8 @@ fn open() -> Dataplane {
 
 #[test]
 fn an_agent_that_dies_after_any_write_leaves_old_or_new_and_the_next_one_repairs() {
-    let seed = std::env::var("PICKET_SEED").ok();
-    let seed = seed.and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    let worlds = if std::env::var_os("PICKET_THOROUGH").is_some() {
-        100
-    } else {
-        5
-    };
+    let seed = seed(1);
+    let worlds = if is_thorough() { 100 } else { 5 };
     leave_the_machine().unwrap();
     let _interfaces = bare::interfaces((0..world::LOCAL).map(node::ifindex)).unwrap();
     let mut runner = TestRunner::new(Config {

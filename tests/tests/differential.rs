@@ -27,6 +27,7 @@ use tests::lab::namespace::{Namespace, leave_the_machine};
 use tests::lab::netlink::{Netlink, VethEnd};
 use tests::machine::Machine;
 use tests::packets::Frame;
+use tests::runs::seed;
 use zerocopy::FromBytes as _;
 
 /// Table states, and packets through each.
@@ -503,10 +504,7 @@ fn differences(
 
 #[test]
 fn kernel_and_host_agree_on_random_packets_and_tables() {
-    let seed = std::env::var("PICKET_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-        .unwrap_or(0x9e37_79b9_7f4a_7c15);
+    let seed = seed(0x9e37_79b9_7f4a_7c15);
     let mut dice = Dice(seed);
     let (mut dataplane, _pods) = dataplane();
     let mut events = dataplane.events().unwrap();

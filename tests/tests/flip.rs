@@ -17,6 +17,7 @@ use aya::programs::{SchedClassifier, TestRun as _};
 use aya::{Ebpf, EbpfLoader, TestRunOptions};
 use tests::lab::namespace::leave_the_machine;
 use tests::lab::pins::{PINS, pinned};
+use tests::runs::is_thorough;
 
 /// The interface whose word the reader loads; see `picket-floor`.
 const IFINDEX: u32 = 1;
@@ -31,7 +32,7 @@ const REPEAT: u32 = 1000;
 const FLIPS: u64 = 100_000;
 
 fn wanted_reads() -> u64 {
-    if std::env::var_os("PICKET_THOROUGH").is_some() {
+    if is_thorough() {
         100_000_000
     } else {
         5_000_000

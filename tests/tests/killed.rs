@@ -12,6 +12,7 @@ use tests::lab::agent::Agent;
 use tests::lab::namespace::Namespace;
 use tests::lab::objects::{namespace, pod, policy};
 use tests::lab::stage::Stage;
+use tests::runs::{Moments, is_thorough};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 12, 0, 1);
 const PORT: u16 = 8080;
@@ -23,28 +24,7 @@ const KILLED_WITHIN: Duration = Duration::from_millis(60);
 const RANGES: u64 = 300;
 
 fn rounds() -> u64 {
-    if std::env::var_os("PICKET_THOROUGH").is_some() {
-        200
-    } else {
-        12
-    }
-}
-
-/// Moments that look like chance (Knuth, TAOCP 3.3.4's MMIX multiplier).
-#[derive(Debug)]
-struct Moments(u64);
-
-impl Moments {
-    fn new() -> Self {
-        let seed = std::env::var("PICKET_SEED").ok();
-        Self(seed.and_then(|seed| seed.parse().ok()).unwrap_or(1))
-    }
-
-    fn next(&mut self, most: Duration) -> Duration {
-        let next = self.0.wrapping_mul(6_364_136_223_846_793_005);
-        self.0 = next.wrapping_add(1_442_695_040_888_963_407);
-        most.mul_f64(f64::from(u32::try_from(self.0 >> 32).unwrap_or(0)) / f64::from(u32::MAX))
-    }
+    if is_thorough() { 200 } else { 12 }
 }
 
 fn is_open(round: u64) -> bool {
@@ -162,7 +142,7 @@ fn exchange(server: &UdpSocket, friend: &Sender, others: &[&Sender]) -> Result<u
 
 #[test]
 fn an_agent_killed_at_any_moment_leaves_old_or_new_and_the_next_ends_at_the_new() -> Result<()> {
-    let mut moments = Moments::new();
+    let mut moments = Moments::of_this_run();
     let mut stage = Stage::without_agent(&manifests(0))?;
     stage.agent = Some(Agent::start(&stage.lab.manifests())?);
     let listening = SocketAddr::from((SERVER, PORT));
@@ -200,14 +180,14 @@ fn an_agent_killed_at_any_moment_leaves_old_or_new_and_the_next_ends_at_the_new(
                     stage
                         .lab
                         .write_manifest("cluster.yaml", &manifests(round))?;
-                    pass(moments.next(KILLED_WITHIN / 4));
+                    pass(moments.next_within(KILLED_WITHIN / 4));
                 }
-                pass(moments.next(KILLED_WITHIN));
+                pass(moments.next_within(KILLED_WITHIN));
                 stage.agent.take().context("an agent runs")?.kill()?;
                 // Every second time the next one dies at its start.
                 if turn % 2 == 1 {
                     let next = Agent::spawn(&stage.lab.manifests(), &[])?;
-                    pass(moments.next(KILLED_WITHIN * 4));
+                    pass(moments.next_within(KILLED_WITHIN * 4));
                     next.kill()?;
                 }
                 let seen = exchanged.load(Ordering::Relaxed);

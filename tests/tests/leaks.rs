@@ -14,6 +14,7 @@ use tests::lab::objects::{self, namespace, policy};
 use tests::lab::pins::PINS;
 use tests::lab::stage::Stage;
 use tests::lab::wait_until;
+use tests::runs::is_thorough;
 
 const SERVER: (&str, u16) = ("10.7.0.1", 8080);
 /// Pods that come and go together.
@@ -29,11 +30,7 @@ const GROWTH: u64 = 24 << 20;
 
 /// Pods that come and go in all; the thorough run has 10 000.
 fn cycles() -> usize {
-    if std::env::var_os("PICKET_THOROUGH").is_some() {
-        10_000
-    } else {
-        300
-    }
+    if is_thorough() { 10_000 } else { 300 }
 }
 
 fn cluster() -> String {

@@ -3,16 +3,16 @@
 //! touches nothing. TCP, UDP and ICMP echo, opened by the pod and to the pod.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use agent::dto::Status;
 use anyhow::{Result, ensure};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType};
+use rustix::net::{RecvFlags, SendFlags};
 use tests::lab::agent::ask;
-use tests::lab::namespace::sysctl;
 use tests::lab::objects::{namespace, pod, policy};
+use tests::lab::pair::{Pair, echo};
 use tests::lab::stage::{Stage, endpoint};
 use tests::lab::wait_until;
 
@@ -66,8 +66,7 @@ impl World {
 /// Flows from the client to the server, with both ends in hand.
 #[derive(Debug)]
 struct Flows {
-    tcp: [TcpStream; 2],
-    udp: [UdpSocket; 2],
+    pair: Pair,
     echo: OwnedFd,
     number: u8,
 }
@@ -86,44 +85,11 @@ impl Flows {
         let server = &stage.lab.place("servers/server")?.namespace;
         let client = &stage.lab.place("clients/client")?.namespace;
         let listening = SocketAddr::from((SERVER, PORT));
-        let (listener, udp_server) =
-            server.enter(|| Ok((TcpListener::bind(listening)?, UdpSocket::bind(listening)?)))?;
-        let (tcp, udp, echo) = client.enter(|| {
-            let udp = UdpSocket::bind((CLIENT, 0))?;
-            udp.connect(listening)?;
-            sysctl("ipv4/ping_group_range", "0 0")?;
-            let echo = rustix::net::socket(
-                AddressFamily::INET,
-                SocketType::DGRAM,
-                Some(rustix::net::ipproto::ICMP),
-            )?;
-            rustix::net::connect(&echo, &SocketAddr::from((SERVER, 0)))?;
-            rustix::net::sockopt::set_socket_timeout(
-                &echo,
-                rustix::net::sockopt::Timeout::Recv,
-                Some(HEARD_WITHIN),
-            )?;
-            let tcp = TcpStream::connect_timeout(&listening, Duration::from_secs(3))?;
-            Ok((tcp, udp, echo))
-        })?;
-        let (accepted, _) = listener.accept()?;
-        udp.send(&[0])?;
-        udp_server.set_read_timeout(Some(HEARD_WITHIN))?;
-        let (_, peer) = udp_server.recv_from(&mut [0])?;
-        udp_server.connect(peer)?;
         let mut flows = Self {
-            tcp: [tcp, accepted],
-            udp: [udp, udp_server],
-            echo,
+            pair: Pair::open(server, client, (listening, listening), HEARD_WITHIN)?,
+            echo: echo(client, SERVER, HEARD_WITHIN)?,
             number: 0,
         };
-        for end in &flows.tcp {
-            end.set_read_timeout(Some(HEARD_WITHIN))?;
-            end.set_nodelay(true)?;
-        }
-        for end in &flows.udp {
-            end.set_read_timeout(Some(HEARD_WITHIN))?;
-        }
         for side in SIDES {
             ensure!(flows.go_on(side)? == GO_ON, "new flows answer");
         }
@@ -132,8 +98,8 @@ impl Flows {
 
     /// Whether TCP, UDP and, when the client speaks, ICMP echo get through.
     fn go_on(&mut self, side: Side) -> Result<[bool; 3]> {
-        let [client, server] = &mut self.tcp;
-        let [udp_client, udp_server] = &self.udp;
+        let [client, server] = &mut self.pair.tcp;
+        let [udp_client, udp_server] = &self.pair.udp;
         let ((tcp, tcp_peer), (udp, udp_peer)) = match side {
             Side::Client => ((client, server), (udp_client, udp_server)),
             Side::Server => ((server, client), (udp_server, udp_client)),

@@ -13,6 +13,7 @@ use tests::lab::agent::{Agent, metric};
 use tests::lab::namespace::Namespace;
 use tests::lab::objects::{namespace, pod, policy};
 use tests::lab::stage::Stage;
+use tests::runs::is_thorough;
 
 const PORT: u16 = 8080;
 const HEARD_WITHIN: Duration = Duration::from_secs(2);
@@ -30,11 +31,7 @@ const SERVES: &str = "{podSelector: {matchLabels: {serves: \"yes\"}}, policyType
 
 /// Flows of a flood; a million in the thorough run, a twentieth of that in every other.
 fn flows() -> u32 {
-    if std::env::var_os("PICKET_THOROUGH").is_some() {
-        1_000_000
-    } else {
-        50_000
-    }
+    if is_thorough() { 1_000_000 } else { 50_000 }
 }
 
 fn stage(options: &[&str]) -> Result<Stage> {

@@ -16,6 +16,7 @@ use tests::lab::namespace::Namespace;
 use tests::lab::objects::{namespace, pod, policy};
 use tests::lab::stage::{Stage, endpoint};
 use tests::lab::wait_until;
+use tests::runs::is_thorough;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
@@ -36,7 +37,7 @@ const STREAMS: usize = 1000;
 
 /// How long it goes on: a minute in every run.
 fn length() -> Duration {
-    if std::env::var_os("PICKET_THOROUGH").is_some() {
+    if is_thorough() {
         Duration::from_mins(10)
     } else {
         Duration::from_mins(1)

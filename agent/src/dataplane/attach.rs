@@ -32,7 +32,7 @@ impl Method {
     }
 
     /// What this kernel has.
-    pub(crate) fn of_this_kernel() -> Self {
+    pub fn of_this_kernel() -> Self {
         if sys::has_tcx() {
             Self::Tcx
         } else {

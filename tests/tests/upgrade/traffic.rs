@@ -2,20 +2,20 @@
 //! notices the first thing that is lost, and senders that policy keeps out.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType};
-use tests::lab::namespace::{Namespace, sysctl};
+use rustix::net::{RecvFlags, SendFlags};
+use tests::lab::namespace::Namespace;
+use tests::lab::pair::{Pair, echo};
 use tests::lab::stage::Stage;
 use tests::lab::wait_until;
 
-pub(crate) const SERVER: Ipv4Addr = Ipv4Addr::new(10, 14, 0, 1);
-pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 14, 0, 2);
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 14, 0, 1);
 /// Longest way of a datagram through a busy machine; one that is dropped never comes.
 const HEARD_WITHIN: Duration = Duration::from_secs(2);
 /// Between two packets of a flow.
@@ -57,6 +57,15 @@ impl Books {
             ensure!(grown >= more, "only {grown}; faults: {:?}", self.faults());
             Ok(())
         })
+    }
+
+    /// No flow has lost anything, and nothing of the stranger's has come.
+    pub(crate) fn are_clean(&self) -> Result<()> {
+        let faults = self.faults();
+        ensure!(faults.is_empty(), "{faults:?}");
+        let strangers = self.strangers.load(Ordering::Relaxed);
+        ensure!(strangers == 0, "{strangers} of the stranger's came");
+        Ok(())
     }
 
     pub(crate) fn faults(&self) -> Vec<String> {
@@ -102,57 +111,31 @@ pub(crate) fn pass(moment: Duration) {
     }
 }
 
-/// Both ends of a TCP connection and of a UDP flow, opened by the client.
+/// Flows that the client has opened and that last.
 #[derive(Debug)]
-pub(crate) struct Pair {
-    pub(crate) tcp: [TcpStream; 2],
-    pub(crate) udp: [UdpSocket; 2],
-}
+pub(crate) struct Lasting(Pair);
 
-impl Pair {
+impl Lasting {
     pub(crate) fn open(stage: &Stage, port: u16) -> Result<Self> {
         let (server, client) = (place(stage, "server")?, place(stage, "client")?);
         let listening = SocketAddr::from((SERVER, port));
-        let (listener, udp_server) =
-            server.enter(|| Ok((TcpListener::bind(listening)?, UdpSocket::bind(listening)?)))?;
-        let (tcp_client, udp_client) = client.enter(|| {
-            let udp = UdpSocket::bind((CLIENT, 0))?;
-            udp.connect(listening)?;
-            Ok((TcpStream::connect_timeout(&listening, HEARD_WITHIN)?, udp))
-        })?;
-        let (tcp_server, _) = listener.accept()?;
-        udp_client.send(&[0])?;
-        udp_server.set_read_timeout(Some(HEARD_WITHIN))?;
-        let (_, peer) = udp_server.recv_from(&mut [0]).context("first datagram")?;
-        udp_server.connect(peer)?;
-        let pair = Self {
-            tcp: [tcp_client, tcp_server],
-            udp: [udp_client, udp_server],
-        };
-        for stream in &pair.tcp {
-            stream.set_read_timeout(Some(HEARD_WITHIN))?;
-            stream.set_nodelay(true)?;
-        }
-        for socket in &pair.udp {
-            socket.set_read_timeout(Some(HEARD_WITHIN))?;
-        }
-        datagram(&pair.udp[1], &pair.udp[0], 0).context("its first answer")?;
-        Ok(pair)
+        let pair = Pair::open(server, client, (listening, listening), HEARD_WITHIN)?;
+        let [client, server] = &pair.udp;
+        datagram(server, client, 0).context("its first answer")?;
+        Ok(Self(pair))
     }
 
     /// The server speaks, then the client, over both.
     pub(crate) fn goes_on(&mut self) -> Result<()> {
         self.says_by_tcp()?;
-        let [client, server] = &self.udp;
+        let [client, server] = &self.0.udp;
         datagram(server, client, 3).context("UDP from the server")?;
         datagram(client, server, 4).context("UDP from the client")
     }
-}
 
-impl Pair {
     /// The server speaks, then the client, over TCP.
     pub(crate) fn says_by_tcp(&mut self) -> Result<()> {
-        let [client, server] = &mut self.tcp;
+        let [client, server] = &mut self.0.tcp;
         word(server, client, 1).context("TCP from the server")?;
         word(client, server, 2).context("TCP from the client")
     }
@@ -181,8 +164,8 @@ fn word(from: &mut TcpStream, to: &mut TcpStream, number: u32) -> Result<()> {
 /// All flows and senders, ready to run.
 #[derive(Debug)]
 pub(crate) struct Traffic {
-    pushed: Pair,
-    spoken: Pair,
+    pushed: Lasting,
+    spoken: Lasting,
     echo: OwnedFd,
     client: Namespace,
     answering: UdpSocket,
@@ -240,26 +223,12 @@ impl Traffic {
     /// Opens what lasts, while nothing forbids it.
     pub(crate) fn open(stage: &Stage) -> Result<Self> {
         let client = place(stage, "client")?;
-        let echo = client.enter(|| {
-            sysctl("ipv4/ping_group_range", "0 0")?;
-            let echo = rustix::net::socket(
-                AddressFamily::INET,
-                SocketType::DGRAM,
-                Some(rustix::net::ipproto::ICMP),
-            )?;
-            rustix::net::connect(&echo, &SocketAddr::from((SERVER, 0)))?;
-            rustix::net::sockopt::set_socket_timeout(
-                &echo,
-                rustix::net::sockopt::Timeout::Recv,
-                Some(HEARD_WITHIN),
-            )?;
-            Ok(echo)
-        })?;
+        let echo = echo(client, SERVER, HEARD_WITHIN)?;
         let answering = place(stage, "server")?.enter(|| Ok(UdpSocket::bind((SERVER, SINK))?))?;
         answering.set_read_timeout(Some(HEARD_WITHIN))?;
         let traffic = Self {
-            pushed: Pair::open(stage, 8001)?,
-            spoken: Pair::open(stage, 8002)?,
+            pushed: Lasting::open(stage, 8001)?,
+            spoken: Lasting::open(stage, 8002)?,
             echo,
             client: client.enter(Namespace::current)?,
             answering,
@@ -311,10 +280,12 @@ impl Traffic {
             stranger,
             third,
         } = self;
-        let ([tcp_client, tcp_server], [udp_client, udp_server]) = (&mut pushed.tcp, &pushed.udp);
+        let ([tcp_client, tcp_server], [udp_client, udp_server]) =
+            (&mut pushed.0.tcp, &pushed.0.udp);
         scope.spawn(|| books.repeat("TCP server", |n| word(tcp_server, tcp_client, n)));
         scope.spawn(|| books.repeat("UDP server", |n| datagram(udp_server, udp_client, n)));
-        let ([tcp_client, tcp_server], [udp_client, udp_server]) = (&mut spoken.tcp, &spoken.udp);
+        let ([tcp_client, tcp_server], [udp_client, udp_server]) =
+            (&mut spoken.0.tcp, &spoken.0.udp);
         scope.spawn(|| books.repeat("TCP client", |n| word(tcp_client, tcp_server, n)));
         scope.spawn(|| books.repeat("UDP client", |n| datagram(udp_client, udp_server, n)));
         scope.spawn(|| books.attempt(PACE, |n| ping(echo, n)));

@@ -1,18 +1,19 @@
 //! The whole agent at work: from a manifest's write to the maps; one peer more or less among ten
 //! thousand; connections that are older than it.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use agent_common::maps::ENDPOINT_ROWS;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use aya::maps::{Array, Map, MapData};
 use tests::bench::{Goal, lowest_decile, median};
 use tests::cpu::{needed, process_time};
-use tests::lab::agent::{Agent, log};
+use tests::lab::agent::Agent;
 use tests::lab::objects::{namespace, pod, policy};
 use tests::lab::pins::pinned;
 use tests::lab::stage::Stage;
+use tests::lab::tracked::{Adopted, answered_flows};
 
 use crate::{Sizes, ms};
 
@@ -139,49 +140,26 @@ fn at_rest(pid: u32, sizes: &Sizes) -> Result<Duration> {
 /// Connections that the kernel has tracked before the agent came.
 pub(crate) fn adoption(sizes: &Sizes) -> Result<Vec<Goal>> {
     let mut stage = Stage::without_agent(&cluster())?;
-    stage.lab.nft(
-        "add table inet kube\n\
-         add chain inet kube forward { type filter hook forward priority 0; }\n\
-         add rule inet kube forward ct state new counter\n",
-    )?;
+    stage.lab.track_connections()?;
     let (client, server) = (
         &stage.lab.place("shop/client")?.namespace,
         &stage.lab.place("shop/server")?.namespace,
     );
     let flows = sizes.connections;
     for (own, address) in CLIENT.into_iter().zip(SERVER) {
-        let listening = server.enter(|| Ok(UdpSocket::bind((address, PORT))?))?;
-        listening.set_read_timeout(Some(PATIENCE))?;
-        client.enter(|| {
-            for port in (1024..=u16::MAX).take(flows / 2) {
-                let socket = UdpSocket::bind((own, port))?;
-                socket.send_to(&[1], (address, PORT))?;
-                let (_, peer): (_, SocketAddr) =
-                    listening.recv_from(&mut [0]).context("a datagram")?;
-                listening.send_to(&[2], peer)?;
-            }
-            Ok(())
-        })?;
+        let to = SocketAddr::new(address.parse()?, PORT);
+        answered_flows(server, to, client, own.parse()?, flows / 2)?;
     }
     stage.agent = Some(Agent::start(&stage.lab.manifests())?);
-    let log = log();
-    let line = log
-        .lines()
-        .find(|line| line.contains("connections older than the attachment adopted"))
-        .with_context(|| format!("nothing adopted, the agent said:\n{log}"))?;
-    let number = |name: &str| -> Result<usize> {
-        let (_, rest) = line.split_once(name).context("its number")?;
-        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-        Ok(digits.parse()?)
-    };
+    let adopted = Adopted::read()?;
     // Each is known at its client and at its server.
     ensure!(
-        number("adopted=")? == 2 * flows,
-        "of {flows} connections: {line}"
+        adopted.entries == 2 * flows,
+        "of {flows} connections: {adopted:?}"
     );
     Ok(vec![Goal {
         what: format!("adopting {flows} connections from nf_conntrack"),
-        figure: f64::from(u32::try_from(number("took_ms=")?)?),
+        figure: ms(adopted.took),
         at_most: ADOPTED_WITHIN_MS,
         unit: "ms",
     }])
