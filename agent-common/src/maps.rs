@@ -136,7 +136,7 @@ map_types! {
         pub reserved: [u8; 3],
     } = 40
 
-    /// PENDING: a flow not answered yet, with the endpoint it belongs to.
+    /// PENDING: a flow that its two sides have not agreed to yet, with the endpoint it belongs to.
     pub struct PendingKey {
         /// The flow.
         pub flow: FlowKey,

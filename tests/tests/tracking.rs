@@ -169,6 +169,34 @@ fn half_open_floods_take_no_established_flow_from_anybody() -> Result<()> {
 }
 
 #[test]
+fn connections_that_are_answered_and_never_confirmed_take_no_flow_from_anybody() -> Result<()> {
+    let stage = stage(&["--map-capacity", "CONNTRACK=256"])?;
+    let same_server = Talk::open(&stage, "shop/client", ("shop/flooded", FLOODED), PORT + 2)?;
+    let listening = SocketAddr::from((FLOODED, PORT));
+    let listener = stage
+        .lab
+        .place("shop/flooded")?
+        .namespace
+        .enter(|| Ok(TcpListener::bind(listening)?))?;
+    // Of what the flooder sends, nothing but SYNs gets as far as the server's interface.
+    stage.lab.nft(&format!(
+        "add table ip silence\n\
+         add chain ip silence forward {{ type filter hook forward priority 0; }}\n\
+         add rule ip silence forward ip saddr {FLOODER} tcp flags & syn == 0 drop\n"
+    ))?;
+    let flooder = &stage.lab.place("shop/flooder")?.namespace;
+    for _ in 0..1_000 {
+        // The answer is all that it takes to be connected on this side.
+        let connected =
+            flooder.enter(|| Ok(TcpStream::connect_timeout(&listening, CONNECTED_WITHIN)?));
+        drop(connected.context("a SYN is answered")?);
+    }
+    drop(listener);
+    ensure!(same_server.server_is_heard()?, "the flooded server's");
+    Ok(())
+}
+
+#[test]
 fn answered_floods_take_flows_from_their_own_pods_only() -> Result<()> {
     let stage = stage(&["--map-capacity", "CONNTRACK=256"])?;
     let others = Talk::open(&stage, "shop/client", ("shop/server", SERVER), PORT)?;

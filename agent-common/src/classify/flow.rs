@@ -65,8 +65,19 @@ pub(super) fn between(
 /// A flow that is known.
 pub(super) struct Known<E> {
     pub(super) entry: E,
-    /// It was in PENDING.
-    pub(super) is_pending: bool,
+    /// Where it was found.
+    place: Place,
+}
+
+/// Where a flow is kept.
+#[derive(Clone, Copy)]
+enum Place {
+    /// In CONNTRACK.
+    Kept,
+    /// In PENDING.
+    Pending,
+    /// In PENDING, and CONNTRACK has an older one with the same ports.
+    PendingBesideOlder,
 }
 
 /// Finds the flow in CONNTRACK, else in PENDING. Expired entries, and those that a new connection
@@ -77,18 +88,30 @@ pub(super) fn find<T: FlowTables>(tables: &T, seen: &Seen) -> Option<Known<T::En
     if matches!(signal, Signal::Untracked) {
         return None;
     }
-    let kept = if seen.is_untracked {
+    // Whoever opens a connection that is complete means another one.
+    let kept = if seen.is_untracked || matches!(signal, Signal::Open) {
         None
     } else {
-        find_in(tables, seen, signal, tables.connection(flow), false)
+        let entry = find_in(tables, seen, signal, tables.connection(flow));
+        entry.map(|entry| Known {
+            entry,
+            place: Place::Kept,
+        })
     };
     // A new connection waits in PENDING beside the old one with the same ports until it is
     // accepted, so a forged SYN takes nothing away.
     if kept.is_some() && !matches!(signal, Signal::Accept) {
         return kept;
     }
-    match find_in(tables, seen, signal, tables.pending(flow), true) {
-        Some(pending) => Some(pending),
+    match find_in(tables, seen, signal, tables.pending(flow)) {
+        Some(entry) => Some(Known {
+            entry,
+            place: if kept.is_some() {
+                Place::PendingBesideOlder
+            } else {
+                Place::Pending
+            },
+        }),
         None => kept,
     }
 }
@@ -122,8 +145,7 @@ fn find_in<T: FlowTables>(
     seen: &Seen,
     signal: Signal,
     entry: Option<T::Entry>,
-    is_pending: bool,
-) -> Option<Known<T::Entry>> {
+) -> Option<T::Entry> {
     let entry = entry?;
     let connection = entry.read();
     let state = State::from_number(connection.state);
@@ -139,10 +161,12 @@ fn find_in<T: FlowTables>(
     if matches!(signal, Signal::Open) && !is_repeated {
         return None;
     }
-    Some(Known { entry, is_pending })
+    Some(entry)
 }
 
-/// Writes down that the packet belongs to the flow. The first reply moves it out of PENDING.
+/// Writes down that the packet belongs to the flow. It leaves PENDING once both sides have agreed to
+/// it: half-open connections take no place from complete ones. One that replaces another leaves as
+/// soon as it is accepted: until then the tuple's packets are the other's.
 #[inline(always)]
 pub(super) fn advance<T: FlowTables>(tables: &T, seen: &Seen, known: &Known<T::Entry>) {
     let signal = seen.signal;
@@ -155,11 +179,15 @@ pub(super) fn advance<T: FlowTables>(tables: &T, seen: &Seen, known: &Known<T::E
         is_from_originator,
     );
     let now = seen.now32();
-    if known.is_pending
-        && !is_from_originator
-        && signal.may_promote()
-        && promote(tables, seen, &known.entry, state, flags)
-    {
+    let is_agreed = match known.place {
+        Place::Kept => false,
+        Place::Pending => {
+            matches!(state, State::Established)
+                && (!is_from_originator || before.state == State::Answered.number())
+        }
+        Place::PendingBesideOlder => !is_from_originator,
+    };
+    if is_agreed && signal.may_promote() && promote(tables, seen, &known.entry, state, flags) {
         return;
     }
     if state.number() != before.state || flags != before.flags {

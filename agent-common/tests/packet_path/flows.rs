@@ -59,7 +59,7 @@ impl Tcp {
 }
 
 #[test]
-fn an_unanswered_flow_waits_in_pending_until_its_first_reply() {
+fn a_flow_waits_in_pending_until_both_sides_have_agreed_to_it() {
     for family in [0, 1] {
         let (node, tcp) = (node(), Tcp::new(family));
         assert_eq!(tcp.hears(&node, SYN), Pass(Reason::Rule));
@@ -68,9 +68,13 @@ fn an_unanswered_flow_waits_in_pending_until_its_first_reply() {
         assert_eq!((flow.state, is_pending), (State::Opening.number(), true));
         assert_eq!(tcp.says(&node, SYN | ACK), Pass(Reason::Reply));
         let (flow, is_pending) = only_flow(&node);
-        assert_eq!((flow.state, is_pending), (State::Answered.number(), false));
+        assert_eq!((flow.state, is_pending), (State::Answered.number(), true));
+        assert_eq!(tcp.hears(&node, SYN), Pass(Reason::Reply), "sent again");
+        assert_eq!(tcp.says(&node, SYN | ACK), Pass(Reason::Reply), "too");
         assert_eq!(tcp.hears(&node, ACK), Pass(Reason::Reply));
-        assert_eq!(only_flow(&node).0.state, State::Established.number());
+        let (flow, is_pending) = only_flow(&node);
+        let agreed = (State::Established.number(), false);
+        assert_eq!((flow.state, is_pending), agreed);
     }
 }
 
@@ -297,6 +301,23 @@ fn a_syn_on_a_known_tuple_is_judged_as_a_new_connection() {
 }
 
 #[test]
+fn a_connection_replaces_the_one_before_it_with_the_first_answer() {
+    // The old one has ended: its entry must not be what the new one lives on.
+    let (node, tcp) = (node(), Tcp::new(0));
+    tcp.establish(&node);
+    assert_eq!(tcp.hears(&node, FIN | ACK), Pass(Reason::Reply));
+    assert_eq!(tcp.says(&node, FIN | ACK), Pass(Reason::Reply));
+    assert_eq!(only_flow(&node).0.state, State::Closing.number());
+    assert_eq!(tcp.hears(&node, SYN), Pass(Reason::Rule));
+    assert_eq!(tcp.says(&node, SYN | ACK), Pass(Reason::Reply));
+    let (flow, is_pending) = only_flow(&node);
+    assert_eq!((flow.state, is_pending), (State::Answered.number(), false));
+    assert_eq!(tcp.hears(&node, ACK), Pass(Reason::Reply));
+    node.now.set(node.now.get() + 60 * u64::from(HZ));
+    assert_eq!(tcp.says(&node, ACK), Pass(Reason::Reply), "a minute later");
+}
+
+#[test]
 fn sctp_init_on_a_known_tuple_is_judged_as_a_new_association() {
     let node = node();
     let family = families()[0];
@@ -374,14 +395,34 @@ fn a_flow_that_cannot_be_kept_takes_the_posture_and_is_counted() {
 }
 
 #[test]
-fn a_reply_passes_though_conntrack_has_no_room() {
+fn what_only_one_side_has_spoken_on_stays_in_pending() {
+    for segments in [[SYN, SYN], [ACK, ACK]] {
+        let (node, tcp) = (node(), Tcp::new(0));
+        for flags in segments {
+            assert!(matches!(tcp.hears(&node, flags), Pass(_)));
+        }
+        assert!(only_flow(&node).1, "however often");
+        let flags = if segments[0] == SYN { SYN | ACK } else { ACK };
+        assert_eq!(tcp.says(&node, flags), Pass(Reason::Reply));
+        assert_eq!(tcp.hears(&node, ACK), Pass(Reason::Reply));
+        assert!(!only_flow(&node).1, "now both have");
+    }
+}
+
+#[test]
+fn a_connection_goes_on_though_conntrack_has_no_room() {
     let mut node = node();
     let tcp = Tcp::new(0);
     assert_eq!(tcp.hears(&node, SYN), Pass(Reason::Rule));
     node.flow_capacity = 0;
     assert_eq!(tcp.says(&node, SYN | ACK), Pass(Reason::Reply));
-    assert_eq!(node.counter(Counter::ConnectionRefused), 1);
     assert_eq!(tcp.hears(&node, ACK), Pass(Reason::Reply));
+    assert_eq!(node.counter(Counter::ConnectionRefused), 1);
+    assert_eq!(tcp.says(&node, ACK), Pass(Reason::Reply));
+    assert_eq!(node.counter(Counter::ConnectionRefused), 2, "tried again");
+    node.flow_capacity = 1;
+    assert_eq!(tcp.says(&node, ACK), Pass(Reason::Reply));
+    assert!(!only_flow(&node).1, "room at last");
 }
 
 #[test]
