@@ -8,6 +8,7 @@ mod budget;
 pub mod flow;
 mod glance;
 mod link;
+mod opening;
 mod ownership;
 mod refusals;
 mod report;
@@ -21,6 +22,7 @@ use crate::packet::{self, Fragmentation, Headers, Kind, Packet, ethernet};
 use crate::verdict::{Direction, Reason, RuleId, Verdict};
 
 pub use glance::{Glance, glance};
+pub use opening::open;
 pub use tables::{DeniedRow, FlowEntry, FlowTables};
 
 /// Which program is asking, seen from the pod.
@@ -94,11 +96,17 @@ pub fn classify_in<T: FlowTables, P: Packet + ?Sized>(
     packet: &P,
     at: &Arrival,
 ) -> Outcome {
-    match glance(room, tables, packet, at) {
-        Glance::Established => Outcome::Pass(Reason::Reply),
-        Glance::Refused(reason) => Outcome::Drop(reason),
-        Glance::Unsure { is_untracked } => look_closely(room, tables, packet, at, is_untracked),
-    }
+    let is_untracked = match glance(room, tables, packet, at) {
+        Glance::Established => return Outcome::Pass(Reason::Reply),
+        Glance::Opens(segment) => {
+            if let Some(outcome) = open(room, tables, at, segment) {
+                return outcome;
+            }
+            false
+        }
+        Glance::Unsure { is_untracked } => is_untracked,
+    };
+    look_closely(room, tables, packet, at, is_untracked)
 }
 
 /// The long way, which every packet may take, for what [`glance`] was unsure of. It happens in a
@@ -133,6 +141,17 @@ pub fn look_closely<T: FlowTables, P: Packet + ?Sized>(
             return Outcome::NotMine;
         }
     }
+    settle(tables, seen, decision, refusals)
+}
+
+/// Keeps the books on what was decided.
+#[inline(always)]
+fn settle<T: FlowTables>(
+    tables: &T,
+    seen: &Seen,
+    decision: &Decision,
+    refusals: &mut refusals::Refusals,
+) -> Outcome {
     match decision.reason.verdict() {
         Verdict::Allow => {
             tables.passed(seen.slot(), seen.direction, seen.bytes());
@@ -210,6 +229,15 @@ fn posture_without_policy<T: FlowTables>(tables: &T, config: Option<&Config>) ->
     }
 }
 
+/// What is said of a TCP segment beside its flow.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Segment {
+    /// TCP flags.
+    pub flags: u8,
+    /// Length of the frame in bytes.
+    pub length: u32,
+}
+
 /// A packet, and what was read once for it. The only copy.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
@@ -264,6 +292,30 @@ impl Seen {
         self.detail = (headers.detail, headers.code);
         self.acknowledgement = headers.acknowledgement;
         self.has_fragment_header = headers.has_fragment_header;
+        self.length = length;
+        self.revision = revision;
+        self.now = now;
+    }
+
+    /// The same of a TCP connection's first segment whose flow is known, by its key.
+    #[inline(always)]
+    fn read_first_segment(
+        &mut self,
+        at: &Arrival,
+        key: &PendingKey,
+        Segment { flags, length }: Segment,
+        revision: u32,
+        now: u64,
+    ) {
+        self.at = *at;
+        self.direction = at.hook.direction();
+        self.signal = Signal::Open;
+        self.flow = *key;
+        self.ports = (key.flow.local_port, key.flow.peer_port);
+        self.detail = (flags, 0);
+        self.acknowledgement = 0;
+        self.has_fragment_header = false;
+        self.is_untracked = false;
         self.length = length;
         self.revision = revision;
         self.now = now;

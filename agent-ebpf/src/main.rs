@@ -37,7 +37,7 @@ mod tables;
 mod words;
 
 use agent_common::Reason;
-use agent_common::classify::{Arrival, Glance, Hook, Outcome, glance, look_closely};
+use agent_common::classify::{Arrival, Glance, Hook, Outcome, Segment, glance, look_closely, open};
 use aya_ebpf::helpers::bpf_jiffies64;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
@@ -77,13 +77,48 @@ fn run(context: &TcContext, hook: Hook) -> i32 {
         // A per-CPU array always has its first row.
         return action::of(Outcome::Drop(Reason::FailClosed));
     };
-    match glance(room, &tables, &Skb::new(context), &arrival(context, hook)) {
-        Glance::Established => action::of(Outcome::Pass(Reason::Reply)),
-        Glance::Refused(reason) => action::of(Outcome::Drop(reason)),
-        Glance::Unsure { is_untracked } => match hook {
-            Hook::FromPod => look_from_pod(context, is_untracked),
-            Hook::ToPod => look_to_pod(context, is_untracked),
-        },
+    let is_untracked = match glance(room, &tables, &Skb::new(context), &arrival(context, hook)) {
+        Glance::Established => return action::of(Outcome::Pass(Reason::Reply)),
+        Glance::Opens(Segment { flags, length }) => {
+            let action = match hook {
+                Hook::FromPod => open_from_pod(context, flags, length),
+                Hook::ToPod => open_to_pod(context, flags, length),
+            };
+            if action != TAKES_THE_LONG_WAY {
+                return action;
+            }
+            false
+        }
+        Glance::Unsure { is_untracked } => is_untracked,
+    };
+    match hook {
+        Hook::FromPod => look_from_pod(context, is_untracked),
+        Hook::ToPod => look_to_pod(context, is_untracked),
+    }
+}
+
+/// What the functions below say where no action was decided on; no action of tc's.
+const TAKES_THE_LONG_WAY: i32 = i32::MIN;
+
+/// A new connection of the pod's.
+#[inline(never)]
+fn open_from_pod(context: &TcContext, flags: u8, length: u32) -> i32 {
+    begin(context, Hook::FromPod, Segment { flags, length })
+}
+
+/// A new connection to the pod.
+#[inline(never)]
+fn open_to_pod(context: &TcContext, flags: u8, length: u32) -> i32 {
+    begin(context, Hook::ToPod, Segment { flags, length })
+}
+
+#[inline(always)]
+fn begin(context: &TcContext, hook: Hook, segment: Segment) -> i32 {
+    let at = arrival(context, hook);
+    let tables = KernelTables { context };
+    match tables::room().and_then(|room| open(room, &tables, &at, segment)) {
+        Some(outcome) => action::of(outcome),
+        None => TAKES_THE_LONG_WAY,
     }
 }
 

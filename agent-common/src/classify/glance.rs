@@ -4,14 +4,15 @@
 //! It knows nothing that the long way does not: where both could answer, both give the same
 //! answer, and whatever is not plain at a glance is left to the long way.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 use super::{
-    Arrival, Hook, Room, flow, ownership, refusals, tables::FlowEntry as _, tables::FlowTables,
+    Arrival, Hook, Room, Segment, flow, ownership, tables::FlowEntry as _, tables::FlowTables,
 };
 use crate::address::Address;
 use crate::conntrack::{self, State, Timeout};
-use crate::maps::{FlowKey, PendingKey, config_flags};
+use crate::maps::{PendingKey, config_flags};
 use crate::packet::{Head as _, Packet, ethernet, transport::protocol, transport::tcp_flags};
-use crate::verdict::Reason;
 
 /// What a glance at a packet says.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -19,8 +20,8 @@ use crate::verdict::Reason;
 pub enum Glance {
     /// It belongs to an established flow that is allowed; the books are kept.
     Established,
-    /// It opens a connection that was refused a moment ago; the books are kept.
-    Refused(Reason),
+    /// It opens a connection: [`super::open`] may do.
+    Opens(Segment),
     /// It takes the long way.
     Unsure {
         /// CONNTRACK was asked for its flow and has none.
@@ -43,42 +44,41 @@ pub fn glance<T: FlowTables, P: Packet + ?Sized>(
     packet: &P,
     at: &Arrival,
 ) -> Glance {
-    let key = &mut room.key.0;
-    let Some(flags) = read(packet, at.hook, &mut key.flow) else {
+    let place = &mut room.key;
+    let Some(flags) = read(packet, at.hook, place) else {
         return Glance::NOTHING;
     };
     let Some((config, revision)) = tables.endpoint(at.ifindex) else {
         return Glance::NOTHING;
     };
     // The policy is in place, and the flow is of the endpoint's own address.
-    if config.flags & config_flags::PROGRAMMED == 0 || !ownership::is_own(config, key.flow.local) {
+    if config.flags & config_flags::PROGRAMMED == 0 || !ownership::is_own(config, place.local()) {
         return Glance::NOTHING;
     }
-    key.slot = config.slot;
+    place.write_slot(config.slot);
+    let key = room.key.key();
     if flags & tcp_flags::SYN != 0 {
-        if !room.refusals.may_have(key) {
-            return Glance::NOTHING;
-        }
         let length = packet.length();
-        let segment = refusals::Segment { flags, length };
-        return match refusals::refuse_again(room, tables, at, revision, segment) {
-            Some(reason) => Glance::Refused(reason),
-            None => Glance::NOTHING,
-        };
+        return Glance::Opens(Segment { flags, length });
     }
     let Some(entry) = tables.connection(key) else {
         return Glance::Unsure { is_untracked: true };
     };
     let connection = entry.read();
-    #[expect(clippy::cast_possible_truncation, reason = "stamps are the low half")]
-    let now = tables.now() as u32;
     if connection.state != State::Established.number()
         || connection.revision != revision
-        || connection.peer_revision != tables.peer_revision(connection.peer_bucket)
         || !flow::comes_as_before(at, false, &connection)
     {
         return Glance::NOTHING;
     }
+    // Read where it is used, so that no call has to keep it.
+    let peer_revision = tables.peer_revision(connection.peer_bucket);
+    if entry.read().peer_revision != peer_revision {
+        return Glance::NOTHING;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "stamps are the low half")]
+    let now = tables.now() as u32;
+    let connection = entry.read();
     if connection.last_seen != now {
         // The signals that `read` lets through leave an established flow as it is.
         let timeouts = &tables.settings().timeouts;
@@ -92,17 +92,66 @@ pub fn glance<T: FlowTables, P: Packet + ?Sized>(
         entry.touch(now);
     }
     #[expect(clippy::cast_possible_truncation, reason = "it is 14")]
-    let bytes = packet
-        .length()
-        .saturating_sub(ethernet::HEADER_BYTES as u32);
+    let bytes = packet.length() - ethernet::HEADER_BYTES as u32;
     tables.passed(config.slot, at.hook.direction(), bytes);
     Glance::Established
 }
 
-/// A key whose words are stored and hashed as such.
+/// A flow's key while it is read, in whole words: the kernel hashes and compares words, and a load of
+/// one waits for stores of its parts.
 #[derive(Clone, Copy, Debug, Default)]
-#[repr(align(8))]
-pub(super) struct Place(pub(super) PendingKey);
+pub(super) struct Place([u64; 6]);
+
+/// What its words are.
+#[derive(FromBytes, Immutable, IntoBytes)]
+#[repr(C)]
+struct Padded {
+    key: PendingKey,
+    rest: u32,
+}
+
+impl Place {
+    #[inline(always)]
+    pub(super) const fn key(&self) -> &PendingKey {
+        let padded: &Padded = zerocopy::transmute_ref!(&self.0);
+        &padded.key
+    }
+
+    /// Writes what the packet's header says of its two ends; `ports` are both, as they lie.
+    #[inline(always)]
+    fn write(
+        &mut self,
+        hook: Hook,
+        (source, destination): ([u64; 2], [u64; 2]),
+        ports: u32,
+        protocol: u8,
+    ) {
+        let (local, peer) = match hook {
+            Hook::FromPod => (source, destination),
+            Hook::ToPod => (destination, source),
+        };
+        [self.0[0], self.0[1]] = local;
+        [self.0[2], self.0[3]] = peer;
+        // The source's port is the high half, and fields come the low one first.
+        let ports = u32::from_be(ports);
+        let ports = match hook {
+            Hook::FromPod => ports.rotate_left(16),
+            Hook::ToPod => ports,
+        };
+        self.0[4] = u64::from(ports) | u64::from(protocol) << 32;
+    }
+
+    /// Writes the endpoint's slot.
+    #[inline(always)]
+    fn write_slot(&mut self, slot: u32) {
+        self.0[5] = u64::from(slot);
+    }
+
+    #[inline(always)]
+    pub(super) const fn local(&self) -> [u64; 2] {
+        [self.0[0], self.0[1]]
+    }
+}
 
 const UDP_BYTES: usize = 8;
 const TCP_BYTES: usize = 20;
@@ -114,7 +163,7 @@ const V6_TRANSPORT: usize = ethernet::HEADER_BYTES + 40;
 /// Reads the flow of a TCP segment or a UDP datagram, whole and well-formed. Each part goes where it
 /// stays as soon as it is known: the kernel's stack is small. Returns what [`flags`] does.
 #[inline(always)]
-fn read<P: Packet + ?Sized>(packet: &P, hook: Hook, key: &mut FlowKey) -> Option<u8> {
+fn read<P: Packet + ?Sized>(packet: &P, hook: Hook, place: &mut Place) -> Option<u8> {
     let head = packet.head::<{ V4_TRANSPORT + UDP_BYTES }>()?;
     match u16::from_be(head.short::<12>()) {
         ethernet::IPV4 => {
@@ -122,10 +171,11 @@ fn read<P: Packet + ?Sized>(packet: &P, hook: Hook, key: &mut FlowKey) -> Option
             if head.byte::<14>() != 0x45 || u16::from_be(head.short::<20>()) & 0x3fff != 0 {
                 return None;
             }
-            *source_of(key, hook) = Address::from_v4_word(head.word::<26>());
-            *destination_of(key, hook) = Address::from_v4_word(head.word::<30>());
+            let source = Address::from_v4_word(head.word::<26>());
+            let destination = Address::from_v4_word(head.word::<30>());
             let protocol = head.byte::<23>();
-            write_ports(key, hook, head.word::<V4_TRANSPORT>(), protocol);
+            let addresses = (source.halves(), destination.halves());
+            place.write(hook, addresses, head.word::<V4_TRANSPORT>(), protocol);
             let end = ethernet::HEADER_BYTES + usize::from(u16::from_be(head.short::<16>()));
             flags::<V4_TRANSPORT, { V4_TRANSPORT + TCP_BYTES }, P>(packet, protocol, end)
         }
@@ -135,11 +185,10 @@ fn read<P: Packet + ?Sized>(packet: &P, hook: Hook, key: &mut FlowKey) -> Option
                 return None;
             }
             let source = Address::from_halves([head.long::<22>(), head.long::<30>()]);
-            *source_of(key, hook) = source;
             let destination = Address::from_halves([head.long::<38>(), head.long::<46>()]);
-            *destination_of(key, hook) = destination;
             let protocol = head.byte::<20>();
-            write_ports(key, hook, head.word::<V6_TRANSPORT>(), protocol);
+            let addresses = (source.halves(), destination.halves());
+            place.write(hook, addresses, head.word::<V6_TRANSPORT>(), protocol);
             let end = V6_TRANSPORT + usize::from(u16::from_be(head.short::<18>()));
             // An IPv4 address here is malformed.
             if source.is_v4() || destination.is_v4() {
@@ -187,32 +236,4 @@ fn flags<const TRANSPORT: usize, const TCP_END: usize, P: Packet + ?Sized>(
         protocol::UDP => (TRANSPORT + UDP_BYTES <= end).then_some(0),
         _ => None,
     }
-}
-
-#[inline(always)]
-fn source_of(key: &mut FlowKey, hook: Hook) -> &mut Address {
-    match hook {
-        Hook::FromPod => &mut key.local,
-        Hook::ToPod => &mut key.peer,
-    }
-}
-
-#[inline(always)]
-fn destination_of(key: &mut FlowKey, hook: Hook) -> &mut Address {
-    match hook {
-        Hook::FromPod => &mut key.peer,
-        Hook::ToPod => &mut key.local,
-    }
-}
-
-/// `ports` are both, as they lie.
-#[inline(always)]
-fn write_ports(key: &mut FlowKey, hook: Hook, ports: u32, protocol: u8) {
-    let [a, b, c, d] = ports.to_ne_bytes();
-    let (source, destination) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
-    (key.local_port, key.peer_port) = match hook {
-        Hook::FromPod => (source, destination),
-        Hook::ToPod => (destination, source),
-    };
-    key.protocol = protocol;
 }

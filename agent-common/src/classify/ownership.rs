@@ -8,7 +8,7 @@ use crate::maps::{Config, Prefix, config_flags};
 /// True for an address of the endpoint, or one that it may use beside its own.
 #[inline(always)]
 pub(super) fn owns(config: &Config, address: Address) -> bool {
-    is_own(config, address)
+    is_own(config, address.halves())
         || config.flags & config_flags::ANY_SOURCE != 0
         || (config.source_count != 0 && is_extra_source(config, &address))
 }
@@ -29,10 +29,9 @@ fn is_extra_source(config: &Config, address: &Address) -> bool {
 
 /// True for one of the endpoint's own addresses.
 #[inline(always)]
-pub(super) fn is_own(config: &Config, address: Address) -> bool {
-    let [first, second] = &config.addresses;
-    (is_same(*first, address) || is_same(*second, address))
-        && !is_same(address, Address::UNSPECIFIED)
+pub(super) fn is_own(config: &Config, [a, b]: [u64; 2]) -> bool {
+    let ([c, d], [e, f]) = (config.addresses[0].halves(), config.addresses[1].halves());
+    ((a == c && b == d) || (a == e && b == f)) && (a | b) != 0
 }
 
 /// True for a source that is not the endpoint's but is right for link upkeep: none yet, or one

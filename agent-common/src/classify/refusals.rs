@@ -4,7 +4,7 @@
 //! and PENDING hold, they are judged. A row says no for as long as nothing it followed from has
 //! changed, and never for long.
 
-use super::{Arrival, Decision, Room, Seen, ownership, report, tables::FlowTables};
+use super::{Decision, Seen, ownership, tables::FlowTables};
 use crate::conntrack::Signal;
 use crate::maps::{PendingKey, peer_bucket};
 use crate::packet::transport::protocol;
@@ -110,45 +110,29 @@ fn is_plain(seen: &Seen, decision: &Decision) -> bool {
         && !seen.has_fragment_header
 }
 
-/// Refuses the connection whose key is in the room once more, if it was refused a moment ago and
-/// still would be. The books are kept.
-#[inline(never)]
+/// Refuses a connection once more, if it was refused a moment ago and still would be: what `seen` and
+/// `decision` then say of it is to be put in the books.
+#[inline(always)]
 pub(super) fn refuse_again<T: FlowTables>(
-    room: &mut Room,
+    refusals: &Refusals,
     tables: &T,
-    at: &Arrival,
-    revision: u32,
-    Segment { flags, length }: Segment,
-) -> Option<Reason> {
-    let Room {
-        key,
-        refusals,
-        seen,
-        decision,
-        headers: _,
-    } = room;
-    let key = &key.0;
-    let row = refusals.0.get(place(key))?;
-    let now = tables.now();
-    seen.now = now;
+    seen: &Seen,
+    decision: &mut Decision,
+) -> bool {
+    let key = &seen.flow;
+    let Some(row) = refusals.0.get(place(key)) else {
+        return false;
+    };
     let age = u64::from(seen.now32().wrapping_sub(row.judged));
-    if row.direction != number_of(at.hook.direction())
-        || row.revision != revision
-        || row.ingress_ifindex != at.ingress_ifindex
+    if row.direction != number_of(seen.direction)
+        || row.revision != seen.revision
+        || row.ingress_ifindex != seen.at.ingress_ifindex
         || !is_same(&row.key, key)
         || row.peer_revision != tables.peer_revision(peer_bucket(key.flow.peer))
         || age * u64::from(PARTS_OF_A_SECOND) > u64::from(tables.settings().hz)
     {
-        return None;
+        return false;
     }
-    seen.at = *at;
-    seen.direction = at.hook.direction();
-    seen.flow = *key;
-    seen.ports = (key.flow.local_port, key.flow.peer_port);
-    seen.detail = (flags, 0);
-    seen.length = length;
-    seen.revision = revision;
-    decision.begin(at.hook.direction());
     decision.rule = RuleId(row.rule);
     decision.set = row.set;
     decision.class = row.class;
@@ -158,15 +142,7 @@ pub(super) fn refuse_again<T: FlowTables>(
     } else {
         Reason::DenyRule
     };
-    report::refused(tables, seen, decision);
-    Some(decision.reason)
-}
-
-/// What is reported of a segment beside its flow.
-#[derive(Clone, Copy)]
-pub(super) struct Segment {
-    pub(super) flags: u8,
-    pub(super) length: u32,
+    true
 }
 
 #[inline(always)]

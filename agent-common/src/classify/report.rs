@@ -10,6 +10,12 @@ use crate::verdict::Direction;
 /// reported for a while.
 #[inline(never)]
 pub(super) fn refused<T: FlowTables>(tables: &T, seen: &Seen, decision: &Decision) {
+    refused_here(tables, seen, decision);
+}
+
+/// The same without a call.
+#[inline(always)]
+pub(super) fn refused_here<T: FlowTables>(tables: &T, seen: &Seen, decision: &Decision) {
     // Counted before the row and the event, so a lost one is still a counted drop.
     tables.dropped(
         seen.slot(),
@@ -83,9 +89,28 @@ pub(super) fn tell<T: FlowTables>(tables: &T, seen: &Seen, decision: &Decision) 
     event(tables, seen, decision, 0, false);
 }
 
-/// Of 0 packets it is nothing but what [`tell`] says.
+/// Reports a new flow when that is asked for, without a call.
+#[inline(always)]
+pub(super) fn opened_here<T: FlowTables>(tables: &T, seen: &Seen, decision: &Decision) {
+    if tables.settings().flags & settings_flags::REPORT_ALLOWED != 0 {
+        event_here(tables, seen, decision, 1, false);
+    }
+}
+
 #[inline(never)]
 fn event<T: FlowTables>(
+    tables: &T,
+    seen: &Seen,
+    decision: &Decision,
+    packets: u32,
+    is_difference: bool,
+) {
+    event_here(tables, seen, decision, packets, is_difference);
+}
+
+/// Of 0 packets it is nothing but what [`tell`] says.
+#[inline(always)]
+fn event_here<T: FlowTables>(
     tables: &T,
     seen: &Seen,
     decision: &Decision,

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::address::Address;
 use crate::conntrack::{Signal, State};
-use crate::judge::{judge, peer_of};
+use crate::judge::{Judgement, judge, peer_of};
 use crate::maps::{
     Config, Connection, Counter, FIRST_RULE_ROW, FlowKey, config_flags,
     connection_flags::{CUT, ITSELF, MID_STREAM, NODE, PEER_TOLD, POD_TOLD},
@@ -68,6 +68,34 @@ impl Question {
 /// question.
 #[inline(never)]
 fn ask<T: FlowTables>(tables: &T, seen: &Seen, config: &Config, decision: &mut Decision) -> Reason {
+    let in_force = ask_in_force(tables, seen, config, decision);
+    let Question {
+        direction,
+        protocol,
+        port,
+        ..
+    } = seen.question;
+    let (set, audit_set) = sets_of(config, direction);
+    decision.is_audited = audit_set != set;
+    decision.difference = audit::difference(
+        tables,
+        in_force,
+        (set, audit_set),
+        decision.class,
+        protocol,
+        port,
+    );
+    decision.reason
+}
+
+/// Asks the policies in force alone.
+#[inline(always)]
+pub(super) fn ask_in_force<T: FlowTables>(
+    tables: &T,
+    seen: &Seen,
+    config: &Config,
+    decision: &mut Decision,
+) -> Judgement {
     let question = &seen.question;
     let Question {
         direction,
@@ -75,7 +103,7 @@ fn ask<T: FlowTables>(tables: &T, seen: &Seen, config: &Config, decision: &mut D
         port,
         ..
     } = *question;
-    let (set, audit_set) = sets_of(config, direction);
+    let (set, _) = sets_of(config, direction);
     let class = peer_of(tables, &question.peer).class;
     let in_force = judge(tables, set, class, protocol, port);
     let reason = if in_force.reason == Reason::FailClosed {
@@ -89,10 +117,7 @@ fn ask<T: FlowTables>(tables: &T, seen: &Seen, config: &Config, decision: &mut D
     decision.set = set;
     decision.class = class;
     decision.via = question.via;
-    decision.is_audited = audit_set != set;
-    decision.difference =
-        audit::difference(tables, in_force, (set, audit_set), class, protocol, port);
-    reason
+    in_force
 }
 
 /// A flow that was allowed when it was judged last.
@@ -212,9 +237,7 @@ pub(super) fn new_flow<T: FlowTables>(
     config: &Config,
     decision: &mut Decision,
 ) -> Reason {
-    ownership::find_sender(tables, seen);
-    let direction = seen.direction;
-    seen.question.about(tables, &seen.flow.flow, direction);
+    put_question(tables, seen);
     let mut flags = 0;
     if let Some((reason, exempt)) = exemption(seen, config) {
         decision.reason = reason;
@@ -229,7 +252,7 @@ pub(super) fn new_flow<T: FlowTables>(
             // longer ago than the table remembers. Then its peer is whom the address shows.
             seen.question.peer = seen.flow.flow.peer;
             seen.question.via = 0;
-            let opposite = direction.opposite();
+            let opposite = seen.direction.opposite();
             seen.question.about(tables, &seen.flow.flow, opposite);
             if !may_adopt(tables, seen, config) || !adopt(tables, seen, config, decision) {
                 return reason;
@@ -241,6 +264,14 @@ pub(super) fn new_flow<T: FlowTables>(
         admit(tables, seen, config, flags, decision);
     }
     decision.reason
+}
+
+/// Writes down what is asked of policy about a flow that begins with this packet.
+#[inline(always)]
+pub(super) fn put_question<T: FlowTables>(tables: &T, seen: &mut Seen) {
+    ownership::find_sender(tables, seen);
+    let direction = seen.direction;
+    seen.question.about(tables, &seen.flow.flow, direction);
 }
 
 /// Judges a flow in the direction opposite to its packet's; what is denied is not spoken of.
@@ -265,14 +296,14 @@ fn is_by_node(seen: &Seen) -> bool {
 
 /// What is allowed whatever policy says, by where it comes from.
 #[inline(always)]
-fn exemption(seen: &Seen, config: &Config) -> Option<(Reason, u16)> {
+pub(super) fn exemption(seen: &Seen, config: &Config) -> Option<(Reason, u16)> {
     let ingress_ifindex = seen.at.ingress_ifindex;
     match seen.at.hook {
         Hook::ToPod if is_by_node(seen) => Some((Reason::Node, NODE)),
         // A hairpin through a Service shows the node's address, but came in at the pod itself. The
         // pod's own address on a packet from elsewhere proves nothing: it is judged like any other.
         Hook::ToPod if ingress_ifindex == seen.at.ifindex => Some((Reason::Itself, ITSELF)),
-        Hook::FromPod if ownership::is_own(config, seen.flow.flow.peer) => {
+        Hook::FromPod if ownership::is_own(config, seen.flow.flow.peer.halves()) => {
             Some((Reason::Itself, ITSELF))
         }
         Hook::ToPod | Hook::FromPod => None,
@@ -297,6 +328,21 @@ fn admit<T: FlowTables>(
     flags: u16,
     decision: &mut Decision,
 ) {
+    if has_room(tables, seen, seen.signal, config, flags, decision) {
+        report::allowed(tables, seen, decision);
+    }
+}
+
+/// Finds room for an allowed flow that begins with `signal` and writes it down; or refuses it.
+#[inline(always)]
+pub(super) fn has_room<T: FlowTables>(
+    tables: &T,
+    seen: &Seen,
+    signal: Signal,
+    config: &Config,
+    flags: u16,
+    decision: &mut Decision,
+) -> bool {
     let now = seen.now32();
     let is_by_node = flags & NODE != 0;
     // A flood must not keep the kubelet's probes out.
@@ -307,15 +353,15 @@ fn admit<T: FlowTables>(
     {
         tables.count(Counter::BudgetExceeded);
         decision.reason = posture(config);
-        return;
+        return false;
     }
     // The node's SYN-ACK answers a connection that the pod has opened: it is not the node's. What
     // begins no flow is neither a new connection of its rule nor reported as one.
-    if seen.signal.begins_flow() && !(is_by_node && matches!(seen.signal, Signal::Accept)) {
-        if !remember(tables, seen, flags, decision) {
+    if signal.begins_flow() && !(is_by_node && matches!(signal, Signal::Accept)) {
+        if !remember(tables, seen, signal, flags, decision) {
             tables.count(Counter::ConnectionRefused);
             decision.reason = posture(config);
-            return;
+            return false;
         }
         if flags & MID_STREAM != 0 {
             tables.count(Counter::MidStream);
@@ -327,12 +373,18 @@ fn admit<T: FlowTables>(
         }
         decision.is_new = true;
     }
-    report::allowed(tables, seen, decision);
+    true
 }
 
 /// Writes a new flow down where it waits for its answer. False when there is no room.
 #[inline(always)]
-fn remember<T: FlowTables>(tables: &T, seen: &Seen, flags: u16, decision: &Decision) -> bool {
+fn remember<T: FlowTables>(
+    tables: &T,
+    seen: &Seen,
+    signal: Signal,
+    flags: u16,
+    decision: &Decision,
+) -> bool {
     let (question, now) = (&seen.question, seen.now32());
     let connection = Connection {
         revision: seen.revision,
@@ -341,7 +393,7 @@ fn remember<T: FlowTables>(tables: &T, seen: &Seen, flags: u16, decision: &Decis
         rule: decision.rule.0,
         via: question.via,
         peer_bucket: question.peer_bucket,
-        state: seen.signal.first_state().number(),
+        state: signal.first_state().number(),
         originator: question.direction.index(),
         flags,
         reason: decision.reason.number(),
@@ -352,7 +404,7 @@ fn remember<T: FlowTables>(tables: &T, seen: &Seen, flags: u16, decision: &Decis
 }
 
 #[inline(always)]
-fn is_allowed(reason: Reason) -> bool {
+pub(super) fn is_allowed(reason: Reason) -> bool {
     reason.verdict() == Verdict::Allow
 }
 

@@ -4,7 +4,9 @@
 use std::collections::HashMap;
 
 use agent_common::Reason;
-use agent_common::classify::{Arrival, Hook, Outcome, Room, classify, classify_in};
+use agent_common::classify::{
+    Arrival, Glance, Hook, Outcome, Room, classify, classify_in, glance, open,
+};
 use agent_common::maps::{Connection, PeerEntry, PendingKey};
 use agent_common::packet::{Head, Packet};
 use proptest::prelude::*;
@@ -220,11 +222,34 @@ fn an_established_flow_is_passed_at_a_glance() {
         }
         let at = at_pod(Hook::FromPod, POD.0);
         let bytes = Frame::tcp(pod, friend, 16).bytes();
-        let room = &mut agent_common::classify::Room::default();
+        let room = &mut Room::default();
         assert_eq!(
-            agent_common::classify::glance(room, &node, bytes.as_slice(), &at),
-            agent_common::classify::Glance::Established
+            glance(room, &node, bytes.as_slice(), &at),
+            Glance::Established
         );
+    }
+}
+
+#[test]
+fn a_connection_that_begins_or_is_refused_again_takes_the_short_way() {
+    // As above: else nothing is compared.
+    for family in families() {
+        let node = node();
+        let room = &mut Room::default();
+        let pod = (family.pod, 40_000);
+        for (peer, attempts, outcome) in [
+            (family.friend, 1, Outcome::Pass(Reason::Rule)),
+            (family.stranger, 2, Outcome::Drop(Reason::IsolatedNoRule)),
+        ] {
+            let bytes = Frame::tcp(pod, (peer, 443), 2).bytes();
+            let at = at_pod(Hook::FromPod, POD.0);
+            for _attempt in 0..attempts {
+                let Glance::Opens(segment) = glance(room, &node, bytes.as_slice(), &at) else {
+                    panic!("a plain first segment is read at a glance");
+                };
+                assert_eq!(open(room, &node, &at, segment), Some(outcome));
+            }
+        }
     }
 }
 
@@ -265,6 +290,42 @@ fn a_refusal_is_forgotten_at_once_when_the_peer_changes() {
             assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), refused);
         }
         relabel(&mut node, family.stranger, FRIEND);
+        assert_eq!(
+            classify_in(room, &node, bytes.as_slice(), &at),
+            Outcome::Pass(Reason::Rule)
+        );
+    }
+}
+
+#[test]
+fn a_refusal_is_forgotten_at_once_when_policy_changes() {
+    let mut node = node();
+    let family = &families()[0];
+    let room = &mut Room::default();
+    let bytes = Frame::tcp((family.friend, 40_000), (family.pod, 80), 2).bytes();
+    let at = at_pod(Hook::ToPod, UPLINK);
+    change_policy(&mut node, [CLOSED_SET, EGRESS_SET]);
+    let refused = Outcome::Drop(Reason::IsolatedNoRule);
+    for _attempt in 0..2 {
+        assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), refused);
+    }
+    change_policy(&mut node, [INGRESS_SET, EGRESS_SET]);
+    assert_eq!(
+        classify_in(room, &node, bytes.as_slice(), &at),
+        Outcome::Pass(Reason::Rule)
+    );
+}
+
+#[test]
+fn what_a_stranger_was_refused_is_not_held_against_a_hidden_neighbour() {
+    for family in families() {
+        let node = node();
+        let room = &mut Room::default();
+        let bytes = Frame::tcp((family.stranger, 40_000), (family.pod, 80), 2).bytes();
+        let refused = Outcome::Drop(Reason::IsolatedNoRule);
+        let at = at_pod(Hook::ToPod, UPLINK);
+        assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), refused);
+        let at = at_pod(Hook::ToPod, NEIGHBOUR.0);
         assert_eq!(
             classify_in(room, &node, bytes.as_slice(), &at),
             Outcome::Pass(Reason::Rule)
