@@ -34,7 +34,7 @@ pub struct Foreign {
     link: SchedClassifierLink,
     ebpf: Ebpf,
     /// The kernel counts runs as long as somebody wants it.
-    _counting: OwnedFd,
+    _counting: Option<OwnedFd>,
 }
 
 impl fmt::Debug for Foreign {
@@ -49,9 +49,17 @@ impl fmt::Debug for Foreign {
 }
 
 impl Foreign {
-    /// Attaches it.
+    /// Attaches it, its runs counted.
     pub fn attach(interface: &str, side: TcAttachType, place: Place) -> Result<Self> {
         let counting = enable_stats(Stats::RunTime).context("having runs counted")?;
+        Ok(Self {
+            _counting: Some(counting),
+            ..Self::uncounted(interface, side, place)?
+        })
+    }
+
+    /// Attaches it; its runs cost no more than they do elsewhere.
+    pub fn uncounted(interface: &str, side: TcAttachType, place: Place) -> Result<Self> {
         let mut ebpf = Ebpf::load(objects::floor())?;
         let program: &mut SchedClassifier = ebpf
             .program_mut(PROGRAM)
@@ -75,7 +83,7 @@ impl Foreign {
             place,
             link,
             ebpf,
-            _counting: counting,
+            _counting: None,
         })
     }
 

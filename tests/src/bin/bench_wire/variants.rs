@@ -6,11 +6,13 @@ use std::thread::JoinHandle;
 
 use agent::dto::Status;
 use anyhow::{Context as _, Result, anyhow, ensure};
+use aya::programs::tc::TcAttachType;
 use serde::Serialize;
 use tests::bench::{cpus, keep_to};
 use tests::cpu::{needed, process_time};
 use tests::lab::Lab;
 use tests::lab::agent::{Agent, ask};
+use tests::lab::foreign::{Foreign, Place};
 use tests::lab::objects::{namespace, pod, policy};
 use tests::lab::stage::Stage;
 
@@ -27,6 +29,8 @@ pub(crate) enum Variant {
     Nothing,
     /// The same: how far two figures of one thing are apart.
     NothingAgain,
+    /// tc programs that do nothing, where Picket has its own.
+    EmptyPrograms,
     /// Both pods isolated in both directions, their peers among as many as there are.
     Picket,
     /// netfilter's connection tracking, by the one rule that everybody has.
@@ -41,9 +45,10 @@ pub(crate) enum Variant {
 }
 
 impl Variant {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Nothing,
         Self::NothingAgain,
+        Self::EmptyPrograms,
         Self::Picket,
         Self::Conntrack,
         Self::Set,
@@ -55,6 +60,7 @@ impl Variant {
         match self {
             Self::Nothing => "no program",
             Self::NothingAgain => "no program, again",
+            Self::EmptyPrograms => "empty programs",
             Self::Picket => "Picket",
             Self::Conntrack => "nf_conntrack",
             Self::Set => "nft set",
@@ -65,9 +71,12 @@ impl Variant {
 
     const fn tracks(self) -> bool {
         match self {
-            Self::Nothing | Self::NothingAgain | Self::Picket | Self::Set | Self::SetForBoth => {
-                false
-            }
+            Self::Nothing
+            | Self::NothingAgain
+            | Self::EmptyPrograms
+            | Self::Picket
+            | Self::Set
+            | Self::SetForBoth => false,
             Self::Conntrack | Self::SetAndConntrack => true,
         }
     }
@@ -188,8 +197,17 @@ fn stand(
             .concat()
             .join("---\n"),
     )?;
+    let mut empty = Vec::new();
     match variant {
         Variant::Nothing | Variant::NothingAgain => {}
+        Variant::EmptyPrograms => {
+            for pod in ["shop/client", "shop/server"] {
+                let interface = format!("pod{}", stage.lab.place(pod)?.veth);
+                for side in [TcAttachType::Ingress, TcAttachType::Egress] {
+                    empty.push(Foreign::uncounted(&interface, side, Place::Tcx)?);
+                }
+            }
+        }
         Variant::Picket => stage.agent = Some(picket(&stage.lab, &load)?),
         Variant::Conntrack => netfilter(
             &stage.lab,
@@ -243,6 +261,7 @@ fn stand(
     if variant == Variant::Picket {
         is_at_work(connections)?;
     }
+    drop(empty);
     is_as_it_should(variant)?;
     Ok(Agents {
         cpu_ns: spent.as_secs_f64() * 1e9,
