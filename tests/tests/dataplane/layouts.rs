@@ -124,8 +124,10 @@ fn programs_whose_pins_somebody_removed_decide_until_they_are_replaced() {
 fn uninstall_removes_what_any_version_left() {
     for method in node::methods() {
         let (node, _, [(_, name), _]) = left(method);
+        fs::create_dir(node.pins().join("v7")).unwrap();
         let done = uninstall(node.pins()).unwrap();
-        assert_eq!((done.interfaces, done.versions), (2, 1), "{method:?}");
+        assert_eq!((done.interfaces, done.versions), (2, 2), "{method:?}");
+        assert!(!node.pins().exists(), "{method:?}");
         assert!(node.knock("a") && node.knock("b"), "{method:?}");
         let qdiscs = node.tc(&["qdisc", "show", "dev", &name]);
         assert!(!qdiscs.contains("clsact"), "{method:?}: {qdiscs}");
