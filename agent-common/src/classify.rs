@@ -389,6 +389,9 @@ struct Decision {
     via: u32,
     /// A flow began with this packet.
     is_new: bool,
+    /// A known flow was judged again: what is said of it need not be said of another one that shows
+    /// the same.
+    is_known: bool,
     /// Audited policies were asked too.
     is_audited: bool,
     difference: Option<audit::Difference>,
@@ -404,6 +407,7 @@ impl Decision {
         class: 0,
         via: 0,
         is_new: false,
+        is_known: false,
         is_audited: false,
         difference: None,
     };
@@ -420,6 +424,7 @@ impl Decision {
         self.class = zero;
         self.via = zero;
         self.is_new = zero != 0;
+        self.is_known = zero != 0;
         self.is_audited = zero != 0;
         self.difference = None;
     }
@@ -428,7 +433,7 @@ impl Decision {
 /// Where a packet's particulars are while it is judged.
 #[derive(Clone, Copy, Debug)]
 pub struct Room {
-    /// [`glance`]'s; its padding bytes are zero for good.
+    /// The flow that [`glance`] has read, for it and for [`open`].
     key: glance::Place,
     headers: Headers,
     seen: Seen,

@@ -131,13 +131,6 @@ impl Signal {
         !matches!(self, Self::Untracked | Self::Answer | Self::Reset)
     }
 
-    /// True when it shows, coming from the other side, that a flow is two-sided. A refusal by RST
-    /// is not worth a place in CONNTRACK.
-    #[inline(always)]
-    pub const fn may_promote(self) -> bool {
-        !matches!(self, Self::Reset | Self::Open)
-    }
-
     /// The state of a flow that begins with it.
     #[inline(always)]
     pub const fn first_state(self) -> State {

@@ -179,7 +179,7 @@ pub(super) fn advance<T: FlowTables>(tables: &T, seen: &Seen, known: &Known<T::E
         is_from_originator,
     );
     let now = seen.now32();
-    let is_agreed = match known.place {
+    let leaves_pending = match known.place {
         Place::Kept => false,
         Place::Pending => {
             matches!(state, State::Established)
@@ -187,7 +187,7 @@ pub(super) fn advance<T: FlowTables>(tables: &T, seen: &Seen, known: &Known<T::E
         }
         Place::PendingBesideOlder => !is_from_originator,
     };
-    if is_agreed && signal.may_promote() && promote(tables, seen, &known.entry, state, flags) {
+    if leaves_pending && promote(tables, seen, &known.entry, state, flags) {
         return;
     }
     if state.number() != before.state || flags != before.flags {

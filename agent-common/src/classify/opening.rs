@@ -10,7 +10,7 @@ use crate::conntrack::Signal;
 use crate::maps::config_flags;
 
 /// Judges the connection whose key is in the room. `None` when it has to take the long way: nothing
-/// was written or counted then.
+/// was counted or written to a map then.
 #[inline(always)]
 pub fn open<T: FlowTables>(
     room: &mut Room,
@@ -49,7 +49,7 @@ pub fn open<T: FlowTables>(
     steps::put_question(tables, seen);
     let _judgement = steps::ask_in_force(tables, seen, config, decision);
     if steps::is_allowed(decision.reason)
-        && steps::has_room(tables, seen, Signal::Open, config, 0, decision)
+        && steps::keep(tables, seen, Signal::Open, config, 0, decision)
     {
         report::opened_here(tables, seen, decision);
     }

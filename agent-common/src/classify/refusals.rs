@@ -98,14 +98,15 @@ impl Refusals {
     }
 }
 
-/// True for the first segment of a TCP connection with whom it shows, refused by policy that
-/// nothing audits.
+/// True for the first segment of a TCP connection that is not known, with whom it shows, refused by
+/// policy that nothing audits.
 #[inline(always)]
 fn is_plain(seen: &Seen, decision: &Decision) -> bool {
     seen.flow.flow.protocol == protocol::TCP
         && matches!(seen.signal, Signal::Open)
         && matches!(decision.reason, Reason::IsolatedNoRule | Reason::DenyRule)
         && decision.via == 0
+        && !decision.is_known
         && !decision.is_audited
         && !seen.has_fragment_header
 }

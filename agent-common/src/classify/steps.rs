@@ -1,7 +1,7 @@
 //! Judging: a flow that is known, and one that is new.
 //!
-//! Nearly every packet ends in the first lines of [`known_flow`]. What is off that path is not
-//! inlined, here and in `report`: the kernel gives all of a program's frames 512 bytes together,
+//! Most packets that come this far end in the first lines of [`known_flow`]. What is off that path
+//! is not inlined, here and in `report`: the kernel gives all of a program's frames 512 bytes together,
 //! and functions that are not active at once share them.
 
 use super::{
@@ -186,6 +186,7 @@ fn judge_again<T: FlowTables>(
         }
         report::allowed(tables, seen, decision);
     } else {
+        decision.is_known = true;
         refuse_known(tables, seen, entry, flags, decision);
         if matches!(seen.signal, Signal::Reset) && is_by_node(seen) {
             return Reason::Node;
@@ -328,14 +329,14 @@ fn admit<T: FlowTables>(
     flags: u16,
     decision: &mut Decision,
 ) {
-    if has_room(tables, seen, seen.signal, config, flags, decision) {
+    if keep(tables, seen, seen.signal, config, flags, decision) {
         report::allowed(tables, seen, decision);
     }
 }
 
 /// Finds room for an allowed flow that begins with `signal` and writes it down; or refuses it.
 #[inline(always)]
-pub(super) fn has_room<T: FlowTables>(
+pub(super) fn keep<T: FlowTables>(
     tables: &T,
     seen: &Seen,
     signal: Signal,
@@ -376,7 +377,8 @@ pub(super) fn has_room<T: FlowTables>(
     true
 }
 
-/// Writes a new flow down where it waits for its answer. False when there is no room.
+/// Writes a new flow down where it waits until both sides have agreed to it. False when there is no
+/// room.
 #[inline(always)]
 fn remember<T: FlowTables>(
     tables: &T,
@@ -386,6 +388,12 @@ fn remember<T: FlowTables>(
     decision: &Decision,
 ) -> bool {
     let (question, now) = (&seen.question, seen.now32());
+    // An adopted one has an answer, this packet; that its originator knows of it is to be seen yet.
+    let state = if question.direction.index() == seen.direction.index() {
+        signal.first_state()
+    } else {
+        State::Answered
+    };
     let connection = Connection {
         revision: seen.revision,
         peer_revision: question.peer_revision,
@@ -393,7 +401,7 @@ fn remember<T: FlowTables>(
         rule: decision.rule.0,
         via: question.via,
         peer_bucket: question.peer_bucket,
-        state: signal.first_state().number(),
+        state: state.number(),
         originator: question.direction.index(),
         flags,
         reason: decision.reason.number(),

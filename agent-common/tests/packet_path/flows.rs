@@ -410,6 +410,23 @@ fn what_only_one_side_has_spoken_on_stays_in_pending() {
 }
 
 #[test]
+fn an_adopted_flow_stays_in_pending_until_its_originator_speaks() {
+    // Only the pod may have opened it; its peer speaks, as often as it likes.
+    let node = node();
+    let family = &families()[0];
+    let (pod, friend) = ((family.pod, 40_000), (family.friend, 443));
+    let heard = Frame::tcp(friend, pod, ACK);
+    assert_eq!(to_pod(&node, UPLINK, &heard), Pass(Reason::MidStream));
+    assert_eq!(to_pod(&node, UPLINK, &heard), Pass(Reason::Reply));
+    assert!(only_flow(&node).1);
+    let said = Frame::tcp(pod, friend, ACK);
+    assert_eq!(from_pod(&node, &said), Pass(Reason::Reply));
+    let (flow, is_pending) = only_flow(&node);
+    let agreed = (State::Established.number(), false);
+    assert_eq!((flow.state, is_pending), agreed);
+}
+
+#[test]
 fn a_connection_goes_on_though_conntrack_has_no_room() {
     let mut node = node();
     let tcp = Tcp::new(0);

@@ -200,6 +200,8 @@ proptest! {
         prop_assert_eq!(&*short.passed.borrow(), &*long.passed.borrow());
         prop_assert_eq!(&*short.dropped.borrow(), &*long.dropped.borrow());
         prop_assert_eq!(&*short.counters.borrow(), &*long.counters.borrow());
+        prop_assert_eq!(&*short.rule_hits.borrow(), &*long.rule_hits.borrow());
+        prop_assert_eq!(&*short.budgets.borrow(), &*long.budgets.borrow());
         prop_assert_eq!(short.take_events(), long.take_events());
     }
 }
@@ -330,6 +332,25 @@ fn what_a_stranger_was_refused_is_not_held_against_a_hidden_neighbour() {
             classify_in(room, &node, bytes.as_slice(), &at),
             Outcome::Pass(Reason::Rule)
         );
+    }
+}
+
+#[test]
+fn what_a_known_flow_was_refused_is_not_held_against_a_hidden_neighbour() {
+    for family in families() {
+        let mut node = node();
+        let room = &mut Room::default();
+        relabel(&mut node, family.stranger, FRIEND);
+        let bytes = Frame::tcp((family.stranger, 40_000), (family.pod, 80), 2).bytes();
+        let at = at_pod(Hook::ToPod, UPLINK);
+        let allowed = Outcome::Pass(Reason::Rule);
+        assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), allowed);
+        relabel(&mut node, family.stranger, 0);
+        // The tuple's flow is judged again, whoever sends the packet, and cut.
+        let at = at_pod(Hook::ToPod, NEIGHBOUR.0);
+        let refused = Outcome::Drop(Reason::IsolatedNoRule);
+        assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), refused);
+        assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), allowed);
     }
 }
 

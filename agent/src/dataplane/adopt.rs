@@ -34,7 +34,12 @@ pub(crate) fn adopt(
     let mut inner: BTreeMap<u32, Option<OwnedFd>> = BTreeMap::new();
     let mut added = 0;
     for (key, connection) in entries {
-        let is_new = if connection.state == State::Opening.number() {
+        // As the programs do: what both sides have not agreed to takes no place in CONNTRACK.
+        let is_agreed = !matches!(
+            State::from_number(connection.state),
+            State::Opening | State::Answered
+        );
+        let is_new = if !is_agreed {
             write(maps.pending.fd(), key.as_bytes(), connection.as_bytes())
                 .map_err(|error| writing("PENDING", error))?
         } else {
