@@ -35,11 +35,11 @@ pub(crate) fn adopt(
     let mut added = 0;
     for (key, connection) in entries {
         // As the programs do: what both sides have not agreed to takes no place in CONNTRACK.
-        let is_agreed = !matches!(
+        let is_half_open = matches!(
             State::from_number(connection.state),
             State::Opening | State::Answered
         );
-        let is_new = if !is_agreed {
+        let is_new = if is_half_open {
             write(maps.pending.fd(), key.as_bytes(), connection.as_bytes())
                 .map_err(|error| writing("PENDING", error))?
         } else {
