@@ -48,13 +48,13 @@ use tables::KernelTables;
 /// What a pod sends: egress policy, on tc ingress of its host-side interface.
 #[classifier]
 pub fn from_pod(context: TcContext) -> i32 {
-    run(&context, Hook::FromPod)
+    run::<true>(&context)
 }
 
 /// What reaches a pod: ingress policy, on tc egress of its host-side interface.
 #[classifier]
 pub fn to_pod(context: TcContext) -> i32 {
-    run(&context, Hook::ToPod)
+    run::<false>(&context)
 }
 
 /// Never attached: user space test-runs it to learn the kernel's tick. The mark chooses the half.
@@ -71,19 +71,17 @@ pub fn clock(context: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn run(context: &TcContext, hook: Hook) -> i32 {
+fn run<const IS_FROM_POD: bool>(context: &TcContext) -> i32 {
+    let at = arrival::<IS_FROM_POD>(context);
     let tables = KernelTables { context };
     let Some(room) = tables::room() else {
         // A per-CPU array always has its first row.
         return action::of(Outcome::Drop(Reason::FailClosed));
     };
-    let is_untracked = match glance(room, &tables, &Skb::new(context), &arrival(context, hook)) {
+    let is_untracked = match glance(room, &tables, &Skb::new(context), &at) {
         Glance::Established => return action::of(Outcome::Pass(Reason::Reply)),
         Glance::Opens(Segment { flags, length }) => {
-            let action = match hook {
-                Hook::FromPod => open_from_pod(context, flags, length),
-                Hook::ToPod => open_to_pod(context, flags, length),
-            };
+            let action = begin::<IS_FROM_POD>(context, flags, length);
             if action != TAKES_THE_LONG_WAY {
                 return action;
             }
@@ -91,70 +89,45 @@ fn run(context: &TcContext, hook: Hook) -> i32 {
         }
         Glance::Unsure { is_untracked } => is_untracked,
     };
-    match hook {
-        Hook::FromPod => look_from_pod(context, is_untracked),
-        Hook::ToPod => look_to_pod(context, is_untracked),
-    }
+    look::<IS_FROM_POD>(context, is_untracked)
 }
 
-/// What the functions below say where no action was decided on; no action of tc's.
+/// What `begin` says where no action was decided on; no action of tc's.
 const TAKES_THE_LONG_WAY: i32 = i32::MIN;
 
-/// A new connection of the pod's.
+/// A new connection. Not inlined, like the long way, so that the short way has few things to save.
 #[inline(never)]
-fn open_from_pod(context: &TcContext, flags: u8, length: u32) -> i32 {
-    begin(context, Hook::FromPod, Segment { flags, length })
-}
-
-/// A new connection to the pod.
-#[inline(never)]
-fn open_to_pod(context: &TcContext, flags: u8, length: u32) -> i32 {
-    begin(context, Hook::ToPod, Segment { flags, length })
-}
-
-#[inline(always)]
-fn begin(context: &TcContext, hook: Hook, segment: Segment) -> i32 {
-    let at = arrival(context, hook);
+fn begin<const IS_FROM_POD: bool>(context: &TcContext, flags: u8, length: u32) -> i32 {
+    let at = arrival::<IS_FROM_POD>(context);
     let tables = KernelTables { context };
+    let segment = Segment { flags, length };
     match tables::room().and_then(|room| open(room, &tables, &at, segment)) {
         Some(outcome) => action::of(outcome),
         None => TAKES_THE_LONG_WAY,
     }
 }
 
-/// The long way of `from_pod`: a frame of its own, so the short way has few things to save.
+/// The long way.
 #[inline(never)]
-fn look_from_pod(context: &TcContext, is_untracked: bool) -> i32 {
-    look(context, Hook::FromPod, is_untracked)
-}
-
-/// The long way of `to_pod`.
-#[inline(never)]
-fn look_to_pod(context: &TcContext, is_untracked: bool) -> i32 {
-    look(context, Hook::ToPod, is_untracked)
-}
-
-#[inline(always)]
-fn look(context: &TcContext, hook: Hook, is_untracked: bool) -> i32 {
-    let at = arrival(context, hook);
+fn look<const IS_FROM_POD: bool>(context: &TcContext, is_untracked: bool) -> i32 {
+    let at = arrival::<IS_FROM_POD>(context);
     let tables = KernelTables { context };
     let Some(room) = tables::room() else {
         // A per-CPU array always has its first row.
         return action::of(Outcome::Drop(Reason::FailClosed));
     };
-    action::of(look_closely(
-        room,
-        &tables,
-        &Skb::new(context),
-        &at,
-        is_untracked,
-    ))
+    let packet = Skb::new(context);
+    action::of(look_closely(room, &tables, &packet, &at, is_untracked))
 }
 
 #[inline(always)]
-fn arrival(context: &TcContext, hook: Hook) -> Arrival {
+fn arrival<const IS_FROM_POD: bool>(context: &TcContext) -> Arrival {
     Arrival {
-        hook,
+        hook: if IS_FROM_POD {
+            Hook::FromPod
+        } else {
+            Hook::ToPod
+        },
         ifindex: skb::ifindex(context),
         ingress_ifindex: skb::ingress_ifindex(context),
     }
