@@ -4,6 +4,7 @@
 //! By then nobody counts in the row any more, so nothing is missed and nothing is told twice.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use agent_common::maps::{NAME_RULE, NAME_SLOT, NameKey, Traffic, rule_row};
 use agent_policy::model::RuleId;
@@ -12,7 +13,7 @@ use agent_policy::tables::Tables;
 
 use crate::dataplane::{Dataplane, DataplaneError, Dropped};
 
-/// Folds kept for whoever keeps totals, who comes every few seconds.
+/// Folds kept at most for whoever keeps totals, who comes every few seconds and has them from then on.
 const KEPT: usize = 8_192;
 
 /// What a row, or a slot's rows, had counted when it was cleared.
@@ -99,6 +100,8 @@ pub struct Folds {
     rules: HashMap<u32, (RuleId, String)>,
     latest: VecDeque<Fold>,
     number: u64,
+    /// The latest that whoever keeps totals has.
+    taken: AtomicU64,
 }
 
 impl Folds {
@@ -129,8 +132,10 @@ impl Folds {
         self.rules.get(&row).map(|(id, _)| *id)
     }
 
-    /// Folds after a number, in the order they happened.
+    /// Folds after a number, in the order they happened. Whoever asks has those before: they are
+    /// forgotten.
     pub fn since(&self, number: u64) -> Vec<Fold> {
+        self.taken.fetch_max(number, Ordering::Relaxed);
         let new = self.latest.iter().filter(|fold| fold.number > number);
         new.cloned().collect()
     }
@@ -203,6 +208,10 @@ impl Folds {
 
     fn add(&mut self, counts: Counts) {
         self.number += 1;
+        let taken = *self.taken.get_mut();
+        while self.latest.front().is_some_and(|fold| fold.number <= taken) {
+            self.latest.pop_front();
+        }
         self.latest.push_back(Fold {
             number: self.number,
             counts,
@@ -240,5 +249,35 @@ impl Folds {
             rule: self.rules.get(&row).cloned(),
             connections: hits.first().map_or(0, |(_, hit)| hit.connections),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folds_are_kept_until_they_are_taken_and_no_longer() {
+        let mut folds = Folds::default();
+        let add = |folds: &mut Folds, row| {
+            folds.add(Counts::Rule {
+                row,
+                rule: None,
+                connections: 1,
+            });
+        };
+        let numbers = |new: Vec<Fold>| new.iter().map(|fold| fold.number).collect::<Vec<_>>();
+        for row in 1..=3 {
+            add(&mut folds, row);
+        }
+        assert_eq!(numbers(folds.since(0)), [1, 2, 3]);
+        assert_eq!(numbers(folds.since(0)), [1, 2, 3], "asked for again");
+        assert_eq!(numbers(folds.since(2)), [3]);
+        add(&mut folds, 4);
+        assert_eq!(numbers(folds.since(0)), [3, 4], "who has 2 has 1");
+        for row in 0..=u32::try_from(KEPT).unwrap() {
+            add(&mut folds, row);
+        }
+        assert_eq!(folds.latest.len(), KEPT, "nobody takes them");
     }
 }
