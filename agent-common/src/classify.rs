@@ -434,7 +434,7 @@ impl Decision {
 #[derive(Clone, Copy, Debug)]
 pub struct Room {
     /// The flow that [`glance`] has read, for it and for [`open`].
-    key: glance::Place,
+    key: glance::KeyWords,
     headers: Headers,
     seen: Seen,
     decision: Decision,
@@ -444,7 +444,7 @@ pub struct Room {
 impl Default for Room {
     fn default() -> Self {
         Self {
-            key: glance::Place::default(),
+            key: glance::KeyWords::default(),
             headers: Headers::default(),
             seen: Seen {
                 at: Arrival {

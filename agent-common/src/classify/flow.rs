@@ -65,13 +65,12 @@ pub(super) fn between(
 /// A flow that is known.
 pub(super) struct Known<E> {
     pub(super) entry: E,
-    /// Where it was found.
-    place: Place,
+    found: Found,
 }
 
-/// Where a flow is kept.
+/// Where a flow was found.
 #[derive(Clone, Copy)]
-enum Place {
+enum Found {
     /// In CONNTRACK.
     Kept,
     /// In PENDING.
@@ -95,7 +94,7 @@ pub(super) fn find<T: FlowTables>(tables: &T, seen: &Seen) -> Option<Known<T::En
         let entry = find_in(tables, seen, signal, tables.connection(flow));
         entry.map(|entry| Known {
             entry,
-            place: Place::Kept,
+            found: Found::Kept,
         })
     };
     // A new connection waits in PENDING beside the old one with the same ports until it is
@@ -106,10 +105,10 @@ pub(super) fn find<T: FlowTables>(tables: &T, seen: &Seen) -> Option<Known<T::En
     match find_in(tables, seen, signal, tables.pending(flow)) {
         Some(entry) => Some(Known {
             entry,
-            place: if kept.is_some() {
-                Place::PendingBesideOlder
+            found: if kept.is_some() {
+                Found::PendingBesideOlder
             } else {
-                Place::Pending
+                Found::Pending
             },
         }),
         None => kept,
@@ -179,13 +178,13 @@ pub(super) fn advance<T: FlowTables>(tables: &T, seen: &Seen, known: &Known<T::E
         is_from_originator,
     );
     let now = seen.now32();
-    let leaves_pending = match known.place {
-        Place::Kept => false,
-        Place::Pending => {
+    let leaves_pending = match known.found {
+        Found::Kept => false,
+        Found::Pending => {
             matches!(state, State::Established)
                 && (!is_from_originator || before.state == State::Answered.number())
         }
-        Place::PendingBesideOlder => !is_from_originator,
+        Found::PendingBesideOlder => !is_from_originator,
     };
     if leaves_pending && promote(tables, seen, &known.entry, state, flags) {
         return;

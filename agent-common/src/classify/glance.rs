@@ -11,7 +11,7 @@ use super::{
 };
 use crate::address::Address;
 use crate::conntrack::{self, State, Timeout};
-use crate::maps::{PendingKey, config_flags};
+use crate::maps::{Config, PendingKey, config_flags};
 use crate::packet::{Head as _, Packet, ethernet, transport::protocol, transport::tcp_flags};
 
 /// What a glance at a packet says.
@@ -44,19 +44,18 @@ pub fn glance<T: FlowTables, P: Packet + ?Sized>(
     packet: &P,
     at: &Arrival,
 ) -> Glance {
-    let place = &mut room.key;
-    let Some(flags) = read(packet, at.hook, place) else {
+    let words = &mut room.key;
+    let Some(flags) = read(packet, at.hook, words) else {
         return Glance::NOTHING;
     };
     let Some((config, revision)) = tables.endpoint(at.ifindex) else {
         return Glance::NOTHING;
     };
-    // The policy is in place, and the flow is of the endpoint's own address.
-    if config.flags & config_flags::PROGRAMMED == 0 || !ownership::is_own(config, place.local()) {
+    words.write_slot(config.slot);
+    if !words.is_of(config) {
         return Glance::NOTHING;
     }
-    place.write_slot(config.slot);
-    let key = room.key.key();
+    let key = words.key();
     if flags & tcp_flags::SYN != 0 {
         let length = packet.length();
         return Glance::Opens(Segment { flags, length });
@@ -92,6 +91,7 @@ pub fn glance<T: FlowTables, P: Packet + ?Sized>(
         entry.touch(now);
     }
     #[expect(clippy::cast_possible_truncation, reason = "it is 14")]
+    // More than that was read.
     let bytes = packet.length() - ethernet::HEADER_BYTES as u32;
     tables.passed(config.slot, at.hook.direction(), bytes);
     Glance::Established
@@ -100,7 +100,7 @@ pub fn glance<T: FlowTables, P: Packet + ?Sized>(
 /// A flow's key while it is read, in whole words: the kernel hashes and compares words, and a load of
 /// one waits for stores of its parts.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Place([u64; 6]);
+pub(super) struct KeyWords([u64; 6]);
 
 /// What its words are.
 #[derive(FromBytes, Immutable, IntoBytes)]
@@ -110,7 +110,7 @@ struct Padded {
     rest: u32,
 }
 
-impl Place {
+impl KeyWords {
     #[inline(always)]
     pub(super) const fn key(&self) -> &PendingKey {
         let padded: &Padded = zerocopy::transmute_ref!(&self.0);
@@ -147,9 +147,13 @@ impl Place {
         self.0[5] = u64::from(slot);
     }
 
+    /// True for a flow of an endpoint's own address and slot, whose policy is in place.
     #[inline(always)]
-    pub(super) const fn local(&self) -> [u64; 2] {
-        [self.0[0], self.0[1]]
+    pub(super) fn is_of(&self, config: &Config) -> bool {
+        let [a, b, _, _, _, slot] = self.0;
+        config.flags & config_flags::PROGRAMMED != 0
+            && ownership::is_own(config, [a, b])
+            && slot == u64::from(config.slot)
     }
 }
 
@@ -163,7 +167,7 @@ const V6_TRANSPORT: usize = ethernet::HEADER_BYTES + 40;
 /// Reads the flow of a TCP segment or a UDP datagram, whole and well-formed. Each part goes where it
 /// stays as soon as it is known: the kernel's stack is small. Returns what [`flags`] does.
 #[inline(always)]
-fn read<P: Packet + ?Sized>(packet: &P, hook: Hook, place: &mut Place) -> Option<u8> {
+fn read<P: Packet + ?Sized>(packet: &P, hook: Hook, words: &mut KeyWords) -> Option<u8> {
     let head = packet.head::<{ V4_TRANSPORT + UDP_BYTES }>()?;
     match u16::from_be(head.short::<12>()) {
         ethernet::IPV4 => {
@@ -175,7 +179,7 @@ fn read<P: Packet + ?Sized>(packet: &P, hook: Hook, place: &mut Place) -> Option
             let destination = Address::from_v4_word(head.word::<30>());
             let protocol = head.byte::<23>();
             let addresses = (source.halves(), destination.halves());
-            place.write(hook, addresses, head.word::<V4_TRANSPORT>(), protocol);
+            words.write(hook, addresses, head.word::<V4_TRANSPORT>(), protocol);
             let end = ethernet::HEADER_BYTES + usize::from(u16::from_be(head.short::<16>()));
             flags::<V4_TRANSPORT, { V4_TRANSPORT + TCP_BYTES }, P>(packet, protocol, end)
         }
@@ -188,7 +192,7 @@ fn read<P: Packet + ?Sized>(packet: &P, hook: Hook, place: &mut Place) -> Option
             let destination = Address::from_halves([head.long::<38>(), head.long::<46>()]);
             let protocol = head.byte::<20>();
             let addresses = (source.halves(), destination.halves());
-            place.write(hook, addresses, head.word::<V6_TRANSPORT>(), protocol);
+            words.write(hook, addresses, head.word::<V6_TRANSPORT>(), protocol);
             let end = V6_TRANSPORT + usize::from(u16::from_be(head.short::<18>()));
             // An IPv4 address here is malformed.
             if source.is_v4() || destination.is_v4() {

@@ -3,11 +3,8 @@
 //! Calls are what a new flow costs most for. Like [`super::glance`] it knows nothing that the long
 //! way does not, and leaves to it whatever is not plain.
 
-use super::{
-    Arrival, Outcome, Room, Segment, ownership, refusals, report, settle, steps, tables::FlowTables,
-};
+use super::{Arrival, Outcome, Room, Segment, refusals, report, settle, steps, tables::FlowTables};
 use crate::conntrack::Signal;
-use crate::maps::config_flags;
 
 /// Judges the connection whose key is in the room. `None` when it has to take the long way: nothing
 /// was counted or written to a map then.
@@ -27,10 +24,7 @@ pub fn open<T: FlowTables>(
     } = room;
     // Asked again, because the endpoint may have been published anew since.
     let (config, revision) = tables.endpoint(at.ifindex)?;
-    if config.flags & config_flags::PROGRAMMED == 0
-        || !ownership::is_own(config, key.local())
-        || key.key().slot != config.slot
-    {
+    if !key.is_of(config) {
         return None;
     }
     seen.read_first_segment(at, key.key(), segment, revision, tables.now());
@@ -39,7 +33,7 @@ pub fn open<T: FlowTables>(
         report::refused_here(tables, seen, decision);
         return Some(Outcome::Drop(decision.reason));
     }
-    // One that is being opened already, or was; one that policy has no say in.
+    // Audited policies are to be asked, too; it is being opened already, or was; policy has no say.
     if config.sets != config.audit_sets
         || tables.pending(&seen.flow).is_some()
         || steps::exemption(seen, config).is_some()

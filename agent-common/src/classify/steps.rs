@@ -334,7 +334,8 @@ fn admit<T: FlowTables>(
     }
 }
 
-/// Finds room for an allowed flow that begins with `signal` and writes it down; or refuses it.
+/// Finds room for an allowed flow and writes it down; or refuses it. `signal` is what `seen` has, a
+/// constant for who knows it.
 #[inline(always)]
 pub(super) fn keep<T: FlowTables>(
     tables: &T,

@@ -2,6 +2,7 @@
 //! order.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use agent_common::Reason;
 use agent_common::classify::{
@@ -13,8 +14,8 @@ use proptest::prelude::*;
 
 use crate::packets::Frame;
 use crate::world::{
-    CLOSED_SET, EGRESS_SET, FRIEND, HZ, INGRESS_SET, NEIGHBOUR, Node, POD, UPLINK, change_policy,
-    families, node, relabel,
+    CLOSED_SET, EGRESS_SET, FRIEND, Family, HZ, INGRESS_SET, NEIGHBOUR, Node, POD, UPLINK,
+    change_policy, families, node, relabel,
 };
 
 /// A packet that cannot be glanced at: none of it lies in one piece.
@@ -255,120 +256,119 @@ fn a_connection_that_begins_or_is_refused_again_takes_the_short_way() {
     }
 }
 
+const REFUSED: Outcome = Outcome::Drop(Reason::IsolatedNoRule);
+const ALLOWED: Outcome = Outcome::Pass(Reason::Rule);
+
+/// A connection's first segment, met again and again by a CPU that remembers.
+struct Segment {
+    node: Node,
+    room: Room,
+    bytes: Vec<u8>,
+}
+
+impl Segment {
+    /// Between the pod's port 80 and a peer's 443, as the hook sees it.
+    fn new(hook: Hook, family: &Family, peer: IpAddr) -> Self {
+        let (pod, peer) = ((family.pod, 80), (peer, 443));
+        let (from, to) = match hook {
+            Hook::FromPod => (pod, peer),
+            Hook::ToPod => (peer, pod),
+        };
+        Self {
+            node: node(),
+            room: Room::default(),
+            bytes: Frame::tcp(from, to, 2).bytes(),
+        }
+    }
+
+    /// What becomes of it on its way to the pod.
+    fn comes_in(&mut self, ingress_ifindex: u32) -> Outcome {
+        self.met(&at_pod(Hook::ToPod, ingress_ifindex))
+    }
+
+    /// What becomes of it on its way from the pod.
+    fn goes_out(&mut self) -> Outcome {
+        self.met(&at_pod(Hook::FromPod, POD.0))
+    }
+
+    fn met(&mut self, at: &Arrival) -> Outcome {
+        classify_in(&mut self.room, &self.node, self.bytes.as_slice(), at)
+    }
+}
+
 #[test]
 fn a_refusal_is_forgotten_after_a_moment_even_when_nothing_told_of_a_change() {
     // The peer's class changes without its revision, as no plan would do it.
-    let mut node = node();
     let family = &families()[0];
-    let room = &mut Room::default();
-    let bytes = Frame::tcp((family.pod, 40_000), (family.stranger, 443), 2).bytes();
-    let at = at_pod(Hook::FromPod, POD.0);
-    let refused = Outcome::Drop(Reason::IsolatedNoRule);
-    assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), refused);
-    node.policy.peers.insert(
+    let mut segment = Segment::new(Hook::FromPod, family, family.stranger);
+    assert_eq!(segment.goes_out(), REFUSED);
+    segment.node.policy.peers.insert(
         family.stranger.into(),
         PeerEntry {
             class: FRIEND,
             flags: 0,
         },
     );
-    assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), refused);
-    node.advance(u64::from(HZ) / 10 + 1);
-    assert_eq!(
-        classify_in(room, &node, bytes.as_slice(), &at),
-        Outcome::Pass(Reason::Rule)
-    );
+    assert_eq!(segment.goes_out(), REFUSED);
+    segment.node.advance(u64::from(HZ) / 10 + 1);
+    assert_eq!(segment.goes_out(), ALLOWED);
 }
 
 #[test]
 fn a_refusal_is_forgotten_at_once_when_the_peer_changes() {
     for family in families() {
-        let mut node = node();
-        let room = &mut Room::default();
-        let bytes = Frame::tcp((family.pod, 40_000), (family.stranger, 443), 2).bytes();
-        let at = at_pod(Hook::FromPod, POD.0);
-        let refused = Outcome::Drop(Reason::IsolatedNoRule);
+        let mut segment = Segment::new(Hook::FromPod, &family, family.stranger);
         for _attempt in 0..2 {
-            assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), refused);
+            assert_eq!(segment.goes_out(), REFUSED);
         }
-        relabel(&mut node, family.stranger, FRIEND);
-        assert_eq!(
-            classify_in(room, &node, bytes.as_slice(), &at),
-            Outcome::Pass(Reason::Rule)
-        );
+        relabel(&mut segment.node, family.stranger, FRIEND);
+        assert_eq!(segment.goes_out(), ALLOWED);
     }
 }
 
 #[test]
 fn a_refusal_is_forgotten_at_once_when_policy_changes() {
-    let mut node = node();
     let family = &families()[0];
-    let room = &mut Room::default();
-    let bytes = Frame::tcp((family.friend, 40_000), (family.pod, 80), 2).bytes();
-    let at = at_pod(Hook::ToPod, UPLINK);
-    change_policy(&mut node, [CLOSED_SET, EGRESS_SET]);
-    let refused = Outcome::Drop(Reason::IsolatedNoRule);
+    let mut segment = Segment::new(Hook::ToPod, family, family.friend);
+    change_policy(&mut segment.node, [CLOSED_SET, EGRESS_SET]);
     for _attempt in 0..2 {
-        assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), refused);
+        assert_eq!(segment.comes_in(UPLINK), REFUSED);
     }
-    change_policy(&mut node, [INGRESS_SET, EGRESS_SET]);
-    assert_eq!(
-        classify_in(room, &node, bytes.as_slice(), &at),
-        Outcome::Pass(Reason::Rule)
-    );
+    change_policy(&mut segment.node, [INGRESS_SET, EGRESS_SET]);
+    assert_eq!(segment.comes_in(UPLINK), ALLOWED);
 }
+
+// A masquerade shows a stranger; the interface tells that it is the neighbour.
 
 #[test]
 fn what_a_stranger_was_refused_is_not_held_against_a_hidden_neighbour() {
     for family in families() {
-        let node = node();
-        let room = &mut Room::default();
-        let bytes = Frame::tcp((family.stranger, 40_000), (family.pod, 80), 2).bytes();
-        let refused = Outcome::Drop(Reason::IsolatedNoRule);
-        let at = at_pod(Hook::ToPod, UPLINK);
-        assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), refused);
-        let at = at_pod(Hook::ToPod, NEIGHBOUR.0);
-        assert_eq!(
-            classify_in(room, &node, bytes.as_slice(), &at),
-            Outcome::Pass(Reason::Rule)
-        );
+        let mut segment = Segment::new(Hook::ToPod, &family, family.stranger);
+        assert_eq!(segment.comes_in(UPLINK), REFUSED);
+        assert_eq!(segment.comes_in(NEIGHBOUR.0), ALLOWED);
     }
 }
 
 #[test]
 fn what_a_known_flow_was_refused_is_not_held_against_a_hidden_neighbour() {
     for family in families() {
-        let mut node = node();
-        let room = &mut Room::default();
-        relabel(&mut node, family.stranger, FRIEND);
-        let bytes = Frame::tcp((family.stranger, 40_000), (family.pod, 80), 2).bytes();
-        let at = at_pod(Hook::ToPod, UPLINK);
-        let allowed = Outcome::Pass(Reason::Rule);
-        assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), allowed);
-        relabel(&mut node, family.stranger, 0);
+        let mut segment = Segment::new(Hook::ToPod, &family, family.stranger);
+        relabel(&mut segment.node, family.stranger, FRIEND);
+        assert_eq!(segment.comes_in(UPLINK), ALLOWED);
+        relabel(&mut segment.node, family.stranger, 0);
         // The tuple's flow is judged again, whoever sends the packet, and cut.
-        let at = at_pod(Hook::ToPod, NEIGHBOUR.0);
-        let refused = Outcome::Drop(Reason::IsolatedNoRule);
-        assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), refused);
-        assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), allowed);
+        assert_eq!(segment.comes_in(NEIGHBOUR.0), REFUSED);
+        assert_eq!(segment.comes_in(NEIGHBOUR.0), ALLOWED);
     }
 }
 
 #[test]
 fn what_a_hidden_neighbour_was_refused_is_not_held_against_whom_it_shows() {
     for family in families() {
-        let mut node = node();
-        let room = &mut Room::default();
-        relabel(&mut node, family.neighbour, 0);
-        // A masquerade shows a stranger; the interface tells who it is.
-        let bytes = Frame::tcp((family.stranger, 40_000), (family.pod, 80), 2).bytes();
-        let at = at_pod(Hook::ToPod, NEIGHBOUR.0);
-        let refused = Outcome::Drop(Reason::IsolatedNoRule);
-        assert_eq!(classify_in(room, &node, bytes.as_slice(), &at), refused);
-        relabel(&mut node, family.neighbour, FRIEND);
-        assert_eq!(
-            classify_in(room, &node, bytes.as_slice(), &at),
-            Outcome::Pass(Reason::Rule)
-        );
+        let mut segment = Segment::new(Hook::ToPod, &family, family.stranger);
+        relabel(&mut segment.node, family.neighbour, 0);
+        assert_eq!(segment.comes_in(NEIGHBOUR.0), REFUSED);
+        relabel(&mut segment.node, family.neighbour, FRIEND);
+        assert_eq!(segment.comes_in(NEIGHBOUR.0), ALLOWED);
     }
 }

@@ -14,8 +14,8 @@ const REPORT_AFTER_S: u32 = 30;
 /// New flows a second that one endpoint may open: several times what a busy proxy opens, a fifth
 /// of the flood that pushed idle connections out of a shared table within seconds.
 const NEW_FLOWS_PER_S: u32 = 10_000;
-/// New flows an endpoint may open at once: half of PENDING, so that no burst of one pod pushes out what
-/// others are opening.
+/// New flows an endpoint may open at once: half of what PENDING holds unless it is told otherwise, so
+/// that no burst of one pod pushes out what others are opening.
 const NEW_FLOWS_AT_ONCE: u32 = 8_192;
 
 /// What the programs read.
