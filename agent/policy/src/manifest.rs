@@ -11,21 +11,24 @@ mod cidr;
 mod json;
 mod pods;
 mod policy;
+mod reader;
 mod rules;
 mod syntax;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::serde_json::Value;
 
-use crate::model::{Finding, Labels, Namespace, Node, ObjectName, Pod, Policy, Severity};
+use crate::model::{Finding, Labels, Namespace, Node, Pod, Policy, Severity};
+use reader::Reader;
+
+pub use reader::brief;
+pub use syntax::identity;
 
 /// Prefix of the annotations that are kept.
 const OUR_ANNOTATIONS: &str = "picket.dev/";
@@ -51,14 +54,20 @@ pub fn network_policy_json(document: &Value) -> (Policy, Vec<Finding>) {
 /// its namespace in both directions and admits nothing. For documents that cannot be parsed and
 /// have no last good content; `problem` says why. Without a name, pass an empty one.
 pub fn salvage_policy(namespace: &str, name: &str, problem: &str) -> (Policy, Finding) {
-    let policy = policy::closed(namespace_or_default(namespace), name_or_unnamed(name));
+    let name = if syntax::identity(name).is_ok() {
+        name
+    } else {
+        UNNAMED
+    };
+    let policy = policy::closed(namespace_or_default(namespace), name);
     let finding = Finding {
         severity: Severity::Error,
         object: format!("networkpolicy {}", policy.name),
         field: String::new(),
         message: format!(
-            "cannot be read: {problem}; until it is mended it isolates every pod of namespace \
+            "cannot be read: {}; until it is mended it isolates every pod of namespace \
              {:?} in both directions and allows nothing",
+            brief(problem),
             policy.name.namespace
         ),
     };
@@ -76,7 +85,7 @@ pub fn namespace(object: &core::Namespace) -> (Option<Namespace>, Vec<Finding>) 
     let name = metadata.name.clone().unwrap_or_default();
     let mut reader = Reader::new("namespace", &name);
     if !reader.has_name(&name) {
-        return (None, reader.findings);
+        return (None, reader.finish());
     }
     reader.check_name(&name, syntax::dns_label(&name));
     let mut labels = reader.labels(metadata);
@@ -93,7 +102,7 @@ pub fn namespace(object: &core::Namespace) -> (Option<Namespace>, Vec<Finding>) 
         labels,
         annotations: our_annotations(metadata.annotations.as_ref()),
     };
-    (Some(namespace), reader.findings)
+    (Some(namespace), reader.finish())
 }
 
 /// Reads a Node; `None` when it has no name.
@@ -102,7 +111,7 @@ pub fn node(object: &core::Node) -> (Option<Node>, Vec<Finding>) {
     let name = metadata.name.clone().unwrap_or_default();
     let mut reader = Reader::new("node", &name);
     if !reader.has_name(&name) {
-        return (None, reader.findings);
+        return (None, reader.finish());
     }
     let mut addresses = Vec::new();
     let stated = object
@@ -141,90 +150,7 @@ pub fn node(object: &core::Node) -> (Option<Node>, Vec<Finding>) {
         addresses,
         pod_cidrs,
     };
-    (Some(node), reader.findings)
-}
-
-/// Collects the findings of one object.
-struct Reader {
-    object: String,
-    findings: Vec<Finding>,
-}
-
-impl Reader {
-    fn new(kind: &str, name: &str) -> Self {
-        let name = name_or_unnamed(name);
-        Self {
-            object: format!("{kind} {name}"),
-            findings: Vec::new(),
-        }
-    }
-
-    fn namespaced(kind: &str, name: &ObjectName) -> Self {
-        Self::new(kind, &name.to_string())
-    }
-
-    fn error(&mut self, field: impl Into<String>, message: impl Into<String>) {
-        self.add(Severity::Error, field.into(), message.into());
-    }
-
-    fn warning(&mut self, field: impl Into<String>, message: impl Into<String>) {
-        self.add(Severity::Warning, field.into(), message.into());
-    }
-
-    fn add(&mut self, severity: Severity, field: String, message: String) {
-        self.findings.push(Finding {
-            severity,
-            object: self.object.clone(),
-            field,
-            message,
-        });
-    }
-
-    fn has_name(&mut self, name: &str) -> bool {
-        if name.is_empty() {
-            self.error("metadata.name", "missing: name it; it is left out");
-        }
-        !name.is_empty()
-    }
-
-    fn check_name(&mut self, name: &str, validity: Result<(), &'static str>) {
-        if let Err(problem) = validity {
-            self.warning(
-                "metadata.name",
-                format!("{name:?}: {problem}; the API server would refuse it, here it counts"),
-            );
-        }
-    }
-
-    /// The object's labels as they are written: one that no valid selector can name harms nobody.
-    fn labels(&mut self, metadata: &ObjectMeta) -> Labels {
-        let labels = metadata.labels.clone().unwrap_or_default();
-        for (key, value) in &labels {
-            let validity = syntax::label_key(key).and_then(|()| syntax::label_value(value));
-            if let Err(problem) = validity {
-                self.warning(
-                    format!("metadata.labels[{key}]"),
-                    format!("{value:?}: {problem}; the API server would refuse it, here it counts"),
-                );
-            }
-        }
-        labels
-    }
-
-    fn address(&mut self, addresses: &mut Vec<IpAddr>, field: String, text: &str) {
-        match text.parse::<IpAddr>() {
-            Ok(address) => {
-                let address = address.to_canonical();
-                if !addresses.contains(&address) {
-                    addresses.push(address);
-                }
-            }
-            Err(_) => self.error(
-                field,
-                format!("{text:?}: not an IP address; it is left out"),
-            ),
-        }
-    }
+    (Some(node), reader.finish())
 }
 
 fn our_annotations(annotations: Option<&BTreeMap<String, String>>) -> Labels {

@@ -4,6 +4,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+/// Longest text that can be a range: 45 characters of address, a slash, a prefix length with some
+/// zeros before it.
+const MAX_TEXT: usize = 64;
+
 /// A range that could be read.
 pub(super) struct Parsed {
     /// The range.
@@ -14,6 +18,11 @@ pub(super) struct Parsed {
 
 /// Reads `10.0.0.0/8`; the error says what is wrong with the text.
 pub(super) fn parse(text: &str) -> Result<Parsed, String> {
+    if text.len() > MAX_TEXT {
+        return Err(format!(
+            "longer than {MAX_TEXT} characters, which no CIDR is"
+        ));
+    }
     let Some((address, prefix)) = text.split_once('/') else {
         return Err(match text.parse::<IpAddr>() {
             Ok(IpAddr::V4(_)) => format!("prefix length missing, write {text}/32"),

@@ -1,5 +1,6 @@
 //! Pods.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -17,21 +18,18 @@ pub(super) fn read(object: &core::Pod) -> (Option<Pod>, Vec<Finding>) {
         namespace_or_default(&namespace),
         super::name_or_unnamed(&given),
     );
-    let mut reader = Reader::namespaced("pod", &name);
-    if !reader.has_name(&given) {
-        return (None, reader.findings);
+    let mut reader = Reader::new("pod", &name.to_string());
+    if !reader.has_name(&given) || !reader.has_namespace(&name.namespace) {
+        return (None, reader.finish());
     }
     reader.check_name(&given, syntax::dns_subdomain(&given));
     let spec = object.spec.clone().unwrap_or_default();
     let status = object.status.clone().unwrap_or_default();
     let host_network = spec.host_network == Some(true);
-    let uid = match metadata.uid.as_deref() {
-        Some(uid) if !uid.is_empty() => Arc::from(uid),
-        _ => Arc::from(name.to_string()),
-    };
+    let uid = uid(&mut reader, metadata, &name);
     let created = metadata.creation_timestamp.as_ref();
     let pod = Pod {
-        uid: PodUid(uid),
+        uid,
         labels: reader.labels(metadata),
         addresses: addresses(&mut reader, &status, host_network),
         ports: ports(&mut reader, &spec),
@@ -43,7 +41,23 @@ pub(super) fn read(object: &core::Pod) -> (Option<Pod>, Vec<Finding>) {
         annotations: our_annotations(metadata.annotations.as_ref()),
         name,
     };
-    (Some(pod), reader.findings)
+    (Some(pod), reader.finish())
+}
+
+/// The stated identity; without one, the name, which has a slash and so is no other pod's identity.
+fn uid(reader: &mut Reader, metadata: &ObjectMeta, name: &ObjectName) -> PodUid {
+    let stated = metadata.uid.as_deref().filter(|uid| !uid.is_empty());
+    let validity = stated.map_or(Ok(()), syntax::identity);
+    if let Err(problem) = validity {
+        reader.error(
+            "metadata.uid",
+            format!("{stated:?}: {problem}; the pod goes by its name instead"),
+        );
+    }
+    match stated.filter(|_| validity.is_ok()) {
+        Some(uid) => PodUid(Arc::from(uid)),
+        None => PodUid(Arc::from(name.to_string())),
+    }
 }
 
 fn phase(metadata: &ObjectMeta, status: &core::PodStatus) -> Phase {
@@ -92,11 +106,12 @@ fn ports(reader: &mut Reader, spec: &core::PodSpec) -> Vec<ContainerPort> {
         .zip(&spec.containers)
         .map(|(index, container)| (format!("spec.containers[{index}]"), container));
     let mut found = Vec::new();
+    let mut known = HashSet::new();
     for (field, container) in containers.chain(sidecars) {
         for (index, port) in container.ports.iter().flatten().enumerate() {
             let port = port_of(reader, &format!("{field}.ports[{index}]"), port);
             if let Some(port) = port
-                && !found.contains(&port)
+                && known.insert(port.clone())
             {
                 found.push(port);
             }

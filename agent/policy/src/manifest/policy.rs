@@ -104,7 +104,7 @@ pub(super) fn read(parts: Parts) -> (Policy, Vec<Finding>) {
         namespace_or_default(&parts.namespace),
         name_or_unnamed(&parts.name),
     );
-    let mut reader = Reader::namespaced("networkpolicy", &name);
+    let mut reader = Reader::new("networkpolicy", &name.to_string());
     if parts.name.is_empty() {
         // Two policies without a name would replace each other: what stands for them must be
         // the same for all.
@@ -116,11 +116,22 @@ pub(super) fn read(parts: Parts) -> (Policy, Vec<Finding>) {
                 &*name.namespace
             ),
         );
-        return (closed(&name.namespace, &name.name), reader.findings);
+        return (closed(&name.namespace, &name.name), reader.finish());
     }
-    if !parts.misnamed.is_empty() {
-        report(&mut reader, parts.misnamed, EVERY_POD);
-        return (closed(&name.namespace, &name.name), reader.findings);
+    let mut misnamed = parts.misnamed;
+    for (field, given) in [("namespace", &name.namespace), ("name", &name.name)] {
+        if let Err(problem) = syntax::identity(given) {
+            misnamed.push(Misformed {
+                field: format!("metadata.{field}"),
+                problem: format!("{given:?}: {problem}"),
+            });
+        }
+    }
+    if !misnamed.is_empty() {
+        report(&mut reader, misnamed, EVERY_POD);
+        let usable = |given| syntax::identity(given).map_or(UNNAMED, |()| given);
+        let policy = closed(usable(&name.namespace), usable(&name.name));
+        return (policy, reader.finish());
     }
     reader.check_name(&parts.name, syntax::dns_subdomain(&parts.name));
     if !parts.has_spec {
@@ -155,7 +166,7 @@ pub(super) fn read(parts: Parts) -> (Policy, Vec<Finding>) {
         isolates_egress: types.isolates(Direction::Egress),
         annotations: our_annotations(Some(&parts.annotations)),
     };
-    (policy, reader.findings)
+    (policy, reader.finish())
 }
 
 /// `policyTypes` after defaulting.

@@ -265,7 +265,7 @@ fn requirement(
     part: &LabelSelectorRequirement,
     consequence: &str,
 ) -> Option<Requirement> {
-    let found = reader.findings.len();
+    let found = reader.count();
     if let Err(problem) = syntax::label_key(&part.key) {
         let key = &part.key;
         reader.error(
@@ -306,7 +306,7 @@ fn requirement(
             format!("{problem}; {consequence}"),
         );
     }
-    (reader.findings.len() == found).then(|| Requirement {
+    (reader.count() == found).then(|| Requirement {
         key: part.key.clone(),
         operator,
     })

@@ -1,5 +1,33 @@
 //! What the API server takes for a name, a label and a port name.
 
+/// Longest name or UID; Kubernetes has none that is longer.
+const MAX_IDENTITY: usize = 253;
+
+/// What may stand for an object: a name, a namespace, a UID. References and the kernel's NAMES join
+/// them with slashes and spaces, so what has one could pass for two.
+///
+/// # Errors
+/// Why it may not, for people.
+pub fn identity(text: &str) -> Result<(), &'static str> {
+    if text.is_empty() {
+        return Err("empty");
+    }
+    if text.len() > MAX_IDENTITY {
+        return Err("longer than 253 characters");
+    }
+    if text.contains(|c: char| c == '/' || c.is_whitespace() || is_obeyed(c)) {
+        return Err("must have no '/', no space and no invisible character");
+    }
+    Ok(())
+}
+
+/// True for characters that move what a terminal shows, or hide it: control characters, and those
+/// that turn the direction of writing or take no room.
+pub(super) fn is_obeyed(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
 /// RFC 1123 label, as names of namespaces.
 pub(super) fn dns_label(name: &str) -> Result<(), &'static str> {
     if name.len() > 63 {

@@ -4,6 +4,8 @@ mod objects;
 mod spoilt;
 
 use super::*;
+use k8s_openapi::serde_json;
+
 use crate::model::{Peers, PortMatch, Ports, Protocol, Rule};
 use crate::selector::Selector;
 use crate::written;
@@ -492,4 +494,24 @@ fn ports_default_to_tcp_and_absent_lists_to_everything() {
     assert_eq!(policy.ingress[0].ports, expected);
     assert_eq!(policy.ingress[1].ports, Ports::All);
     assert_eq!(policy.ingress[1].peers, Peers::All);
+}
+
+#[test]
+fn a_range_as_long_as_a_book_is_refused_and_not_quoted() {
+    let zeros = "0".repeat(1 << 20);
+    let (policy, findings) = read(&format!(
+        "{{podSelector: {{}}, ingress: [{{from: [{{ipBlock: {{cidr: 10.0.0.0/{zeros}8}}}}]}}]}}"
+    ));
+    assert_eq!(policy.ingress, [Rule::NOTHING]);
+    let (_, message) = only(&findings);
+    assert!(message.len() < 2000, "{} bytes are said", message.len());
+}
+
+#[test]
+fn what_is_no_object_is_not_quoted_whole() {
+    let spec = Value::from(vec!["word"; 100_000]);
+    let metadata = serde_json::json!({"namespace": "payments", "name": "allow-api"});
+    let document = serde_json::json!({"metadata": metadata, "spec": spec});
+    let (_, findings) = network_policy_json(&document);
+    assert!(findings.iter().all(|finding| finding.message.len() < 2000));
 }

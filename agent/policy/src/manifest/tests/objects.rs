@@ -1,9 +1,11 @@
 //! Pods, namespaces and nodes.
 
+use std::net::IpAddr;
+
 use k8s_openapi::serde_json::{self, json};
 
 use super::super::*;
-use crate::model::{ContainerPort, Phase, PodUid, Protocol};
+use crate::model::{ContainerPort, ObjectName, Phase, PodUid, Protocol};
 use crate::written;
 
 fn pod_of(yaml: &str) -> (Pod, Vec<Finding>) {
@@ -199,4 +201,70 @@ fn a_node_has_its_internal_and_external_addresses() {
     assert_eq!(node.addresses, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
     assert_eq!(node.pod_cidrs, ["10.0.0.0/24".parse().unwrap()]);
     assert_eq!(findings[0].field, "spec.podCIDRs[1]");
+}
+
+#[test]
+fn names_with_separators_pass_for_no_other_object() {
+    // Each would be `a/b/c`, as a name or as an identity, in a reference or in the kernel's NAMES.
+    for metadata in [
+        "{namespace: a, name: b/c}",
+        "{namespace: a/b, name: c}",
+        "{namespace: a, name: \"b c\"}",
+        "{namespace: \"a\\n\", name: c}",
+        "{namespace: a, name: \"c\\u202e\"}",
+    ] {
+        let text = format!("metadata: {metadata}");
+        let object = serde_json::from_value(written::documents(&text)[0].clone()).unwrap();
+        let (pod, findings) = pod(&object);
+        assert!(
+            pod.is_none() && findings.len() == 1,
+            "{metadata}: {findings:?}"
+        );
+        let (policy, findings) = written::policy(&text);
+        assert_eq!(findings.len(), 1, "{metadata}: {findings:?}");
+        assert!(!policy.name.to_string().contains("a/b/c"), "{metadata}");
+        assert!(
+            policy.isolates_ingress && policy.isolates_egress,
+            "{metadata}"
+        );
+    }
+    let (other, findings) = pod_of("metadata: {namespace: a, name: b, uid: shop/web}");
+    assert_eq!(other.uid, PodUid(Arc::from("a/b")), "{findings:?}");
+    assert_eq!(findings.len(), 1);
+    let (pod, _) = pod_of(&format!("metadata: {{name: p, uid: {}}}", "u".repeat(400)));
+    assert_eq!(
+        pod.uid,
+        PodUid(Arc::from("default/p")),
+        "NAMES would cut it"
+    );
+}
+
+#[test]
+fn many_addresses_ports_and_faults_are_read_in_no_time() {
+    let list =
+        |item: &dyn Fn(usize) -> String| (0..100_000).map(item).collect::<Vec<_>>().join(", ");
+    let addresses =
+        list(&|index| format!("{{ip: \"fd00::{:x}:{:x}\"}}", index >> 16, index & 0xffff));
+    let ports = list(&|index| format!("{{containerPort: {}}}", 1 + index % 65_535));
+    let yaml = format!(
+        "{{metadata: {{name: p}}, spec: {{containers: [{{name: c, ports: [{ports}]}}]}}, \
+         status: {{podIPs: [{addresses}]}}}}"
+    );
+    let object: k8s_openapi::api::core::v1::Pod =
+        serde_json::from_value(serde_saphyr_value(&yaml)).unwrap();
+    let (pod, findings) = pod(&object);
+    let pod = pod.unwrap();
+    assert_eq!((pod.addresses.len(), pod.ports.len()), (256, 65_535));
+    assert_eq!(findings.len(), 33, "of 99 744, and a word on the others");
+}
+
+/// A document of more nodes than the parser takes of a stranger.
+fn serde_saphyr_value(yaml: &str) -> serde_json::Value {
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_nodes: 10_000_000,
+            max_events: 20_000_000,
+        },
+    };
+    serde_saphyr::from_str_with_options(yaml, options).unwrap()
 }
