@@ -2,7 +2,8 @@
 //! manifests; a Kubernetes API's watches feed the same type.
 //!
 //! A batch is applied whole: what changed together on disk is one plan. The first batch of a
-//! stream is the first complete list of every kind; before it nothing is written anywhere.
+//! stream that is complete is the first complete list of every kind; before it nothing is written
+//! anywhere.
 
 mod content;
 pub mod directory;
@@ -14,6 +15,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use agent_policy::manifest::brief;
 use agent_policy::model::{Change, Finding};
 
 /// What a source has to say at one moment.
@@ -21,6 +23,9 @@ use agent_policy::model::{Change, Finding};
 pub struct Batch {
     /// What changed, in an order in which it may be applied.
     pub changes: Vec<Change>,
+    /// False while something that may hold objects cannot be read and never was: then there are no
+    /// changes, only findings, and what is in force stays.
+    pub is_complete: bool,
     /// Everything that is wrong with the source's objects now, not only what is new.
     pub findings: Vec<Reported>,
     /// When the source first heard of any of it.
@@ -49,7 +54,8 @@ pub struct Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
+        // A file's name is whatever somebody has made it.
+        f.write_str(&brief(&self.file.display().to_string()))?;
         match (self.line, self.document) {
             (Some(line), _) => write!(f, ":{line}"),
             (None, Some(document)) => write!(f, " document {document}"),

@@ -222,7 +222,7 @@ impl Reconciler {
         findings::tell(&self.findings, &batch.findings);
         self.findings = batch.findings;
         if let Stage::Loading { objects, .. } = &mut self.stage {
-            *objects = true;
+            *objects |= batch.is_complete;
         }
     }
 

@@ -1,12 +1,13 @@
 //! A manifest file to its objects, and what can still be taken from one that is malformed.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use agent_policy::manifest;
 use agent_policy::model::{Change, Finding};
 
-use super::documents::{self, Document, Malformed};
-use super::object::{self, Key, Kind, Object, Reading};
+use super::documents::{self, Document, MAX_DOCUMENTS, Malformed};
+use super::object::{Key, Kind, Object, Reading, Readings};
 use super::store::Content;
 use super::{Place, Reported};
 
@@ -23,7 +24,7 @@ pub(crate) fn read(path: &Path, bytes: &[u8]) -> Result<Content, Malformed> {
 fn add(
     content: &mut Content,
     path: &Path,
-    document: Document,
+    document: Document<Readings>,
     lines_before: u64,
 ) -> Result<(), Malformed> {
     let place = Place {
@@ -31,11 +32,16 @@ fn add(
         document: Some(document.number),
         line: document.line.map(|line| line + lines_before),
     };
-    for reading in object::read(document.value) {
+    for reading in document.content.0 {
         match reading {
             Reading::Object(object) => content.objects.push((place.clone(), *object)),
-            Reading::Unreadable { key, finding } => {
-                content.unreadable.insert(key);
+            Reading::Unreadable {
+                key,
+                finding,
+                stand_in,
+            } => {
+                let stand_in = stand_in.map(|object| (place.clone(), *object));
+                content.unreadable.insert(key, stand_in);
                 content.findings.push(reported(&place, finding));
             }
             Reading::Ignored { kind } => {
@@ -60,15 +66,20 @@ fn reported(place: &Place, finding: Finding) -> Reported {
 }
 
 /// What a malformed file without last good content still says: each document that can be read by
-/// itself, and of each that cannot but looks like a NetworkPolicy, that it isolates.
-pub(crate) fn salvage(path: &Path, bytes: &[u8], fault: &Malformed) -> Content {
+/// itself, and of each that cannot but is a NetworkPolicy, that it isolates. `None` when that is
+/// not all: then there may be a policy of which not even the namespace is known.
+pub(crate) fn salvage(path: &Path, bytes: &[u8], fault: &Malformed) -> Option<Content> {
     let text = String::from_utf8_lossy(bytes);
     let mut content = Content {
         is_salvaged: true,
         ..Content::default()
     };
     let mut lines_before = 0;
-    for (number, chunk) in (1..).zip(chunks(&text)) {
+    let chunks = chunks(&text);
+    if chunks.len() > MAX_DOCUMENTS {
+        return None;
+    }
+    for (number, chunk) in (1..).zip(chunks) {
         let mut part = Content::default();
         let read = documents::parse(path, chunk.as_bytes()).and_then(|documents| {
             documents
@@ -79,14 +90,22 @@ pub(crate) fn salvage(path: &Path, bytes: &[u8], fault: &Malformed) -> Content {
             Ok(()) => {
                 content.objects.extend(part.objects);
                 content.findings.extend(part.findings);
+                content.unreadable.extend(part.unreadable);
             }
-            Err(_) => content
-                .objects
-                .extend(policy(path, chunk, number, lines_before, fault)),
+            Err(_) if chunk.contains("NetworkPolicy") => {
+                let place = Place {
+                    file: path.to_owned(),
+                    document: Some(number),
+                    line: Some(lines_before + 1),
+                };
+                let policy = closed(chunk, fault).ok()?;
+                content.objects.extend(policy.map(|policy| (place, policy)));
+            }
+            Err(_) => {}
         }
         lines_before += chunk.lines().count() as u64;
     }
-    content
+    Some(content)
 }
 
 /// Stretches of text between document markers, each with the marker that opens it.
@@ -107,47 +126,57 @@ fn chunks(text: &str) -> Vec<&str> {
         .collect()
 }
 
-/// A closed policy in the place of one that cannot be parsed.
-fn policy(
-    path: &Path,
-    chunk: &str,
-    number: usize,
-    lines_before: u64,
-    fault: &Malformed,
-) -> Option<(Place, Object)> {
-    if first_value(chunk, "kind") != Some("NetworkPolicy") {
-        return None;
+/// It cannot be told whether there is a policy, or two, or of which namespace.
+struct Doubt;
+
+/// A closed policy in the place of one that cannot be parsed; none where there was none.
+fn closed(chunk: &str, fault: &Malformed) -> Result<Option<Object>, Doubt> {
+    let kinds = values(chunk, "kind");
+    let may_hold_one = |kind: &&str| *kind == "NetworkPolicy" || kind.ends_with("List");
+    if !kinds.is_empty() && !kinds.iter().any(may_hold_one) {
+        return Ok(None);
     }
-    let namespace = first_value(chunk, "namespace").unwrap_or_default();
-    let name = first_value(chunk, "name").unwrap_or_default();
+    // The same kind and namespace may stand there again, in an annotation.
+    let only = |field| {
+        let values = values(chunk, field);
+        values.first().copied().filter(|_| values.len() == 1)
+    };
+    let namespace = only("namespace")
+        .filter(|_| only("kind") == Some("NetworkPolicy"))
+        .filter(|namespace| manifest::identity(namespace).is_ok())
+        .ok_or(Doubt)?;
+    // With several, the name of none: another policy of the namespace may be called so.
+    let name = only("name").unwrap_or_default();
     let (policy, finding) = manifest::salvage_policy(namespace, name, &fault.message);
     let key = Key {
         kind: Kind::NetworkPolicy,
         namespace: policy.name.namespace.to_string(),
         name: policy.name.name.to_string(),
     };
-    let place = Place {
-        file: path.to_owned(),
-        document: Some(number),
-        line: Some(lines_before + 1),
-    };
-    let object = Object {
+    Ok(Some(Object {
         key,
         change: Some(Change::Policy(Box::new(policy))),
         findings: vec![finding],
-    };
-    Some((place, object))
+    }))
 }
 
-/// The value on the first line that reads `field: value`, in YAML or JSON.
-fn first_value<'a>(text: &'a str, field: &str) -> Option<&'a str> {
-    let bare =
-        |text: &'a str| text.trim_matches(|c: char| c.is_whitespace() || "\"',{}".contains(c));
-    text.lines()
-        .filter_map(|line| line.split_once(':'))
-        .find(|(name, _)| bare(name) == field)
-        .map(|(_, value)| bare(value))
-        .filter(|value| !value.is_empty())
+/// What stands behind `field:` anywhere in a text, in YAML or JSON, block or flow.
+fn values<'a>(text: &'a str, field: &str) -> BTreeSet<&'a str> {
+    let is_of_name = |c: char| c.is_alphanumeric() || "-_./".contains(c);
+    let value = |(at, _): (usize, &str)| {
+        if text.get(..at)?.ends_with(is_of_name) {
+            return None;
+        }
+        let rest = text.get(at + field.len()..)?;
+        let rest = rest
+            .trim_start_matches(['"', '\'', '\\'])
+            .trim_start_matches(' ');
+        let rest = rest.strip_prefix(':')?;
+        let rest = rest.trim_start_matches([' ', '"', '\'', '\\']);
+        let end = rest.find(|c| !is_of_name(c)).unwrap_or(rest.len());
+        rest.get(..end).filter(|value| !value.is_empty())
+    };
+    text.match_indices(field).filter_map(value).collect()
 }
 
 #[cfg(test)]
@@ -159,7 +188,7 @@ mod tests {
     fn salvaged(file: &str, text: &str) -> Vec<String> {
         let path = Path::new(file);
         let fault = read(path, text.as_bytes()).expect_err("the file is malformed");
-        let content = salvage(path, text.as_bytes(), &fault);
+        let content = salvage(path, text.as_bytes(), &fault).expect("nothing is in doubt");
         let words = |(place, object): (Place, Object)| format!("{place} {}", object.key);
         content.objects.into_iter().map(words).collect()
     }
@@ -183,6 +212,47 @@ mod tests {
             salvaged("a.json", json),
             ["a.json:1 networkpolicy shop/(unnamed)"]
         );
+    }
+
+    /// What is salvaged of one broken document.
+    fn of(text: &str) -> Option<Vec<String>> {
+        let path = Path::new("a.yaml");
+        let fault = read(path, text.as_bytes()).expect_err("the file is malformed");
+        let content = salvage(path, text.as_bytes(), &fault)?;
+        let words = |(_, object): (Place, Object)| object.key.to_string();
+        Some(content.objects.into_iter().map(words).collect())
+    }
+
+    #[test]
+    fn a_broken_policy_is_known_in_whatever_style_it_is_written() {
+        for text in [
+            "kind: NetworkPolicy # ours\nmetadata:\n  name: \"a\"\n  namespace: shop\nspec: [\n",
+            "{kind: NetworkPolicy, metadata: {name: a, namespace: shop}, spec: [\n",
+            r#"{"kind":"NetworkPolicy","metadata":{"name":"a","namespace":"shop"},"spec":"#,
+            "metadata:\n  annotations:\n    last: '{\"kind\":\"NetworkPolicy\",\"metadata\":{\"name\":\
+             \"a\",\"namespace\":\"shop\"}}'\n  name: a\n  namespace: shop\nkind: NetworkPolicy\nx: [\n",
+        ] {
+            assert_eq!(
+                of(text),
+                Some(vec!["networkpolicy shop/a".to_owned()]),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_broken_document_that_may_hold_policies_of_any_namespace_leaves_a_doubt() {
+        for text in [
+            "kind: NetworkPolicy\nmetadata: [\n",
+            "kind: List\nitems:\n- kind: NetworkPolicy\n  metadata: {namespace: shop}\n- [\n",
+            "kind: NetworkPolicy\nmetadata: {namespace: shop}\n  namespace: other\n",
+            "kid: NetworkPolicy\nmetadata: [\n",
+            "kind: NetworkPolicy\nmetadata: {namespace: \"a/b\"}\nspec: [\n",
+        ] {
+            assert_eq!(of(text), None, "{text}");
+        }
+        let pod = "# for the NetworkPolicy of web\nkind: Pod\nmetadata: [\n";
+        assert_eq!(of(pod), Some(Vec::new()), "no policy can be in it");
     }
 
     #[test]

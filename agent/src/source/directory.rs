@@ -2,24 +2,32 @@
 //!
 //! Files named `*.yaml`, `*.yml` and `*.json` at any depth count, through links too; hidden ones
 //! do not. A file that cannot be read as objects keeps its last good content in force and is
-//! reported until mended; a file that is being written is read when its writer closes it.
+//! reported until mended; a file that is being written is read when its writer closes it. Whatever
+//! is there, time and memory are bounded and nothing is waited for: the limits are in `walk`,
+//! `scan`, [`super::documents`] and [`super::object`].
 
 mod events;
+mod read;
 mod scan;
+mod walk;
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use agent_policy::manifest::brief;
 use agent_policy::model::{Change, Finding, Severity};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::content;
 use super::store::Store;
 use super::{Batch, Place, Reported};
 use events::Events;
 use scan::Scanner;
+use walk::Identity;
 
 /// Batches under way to the reconciler; a full channel stops the reading of files, nothing else.
 const BATCHES: usize = 16;
@@ -31,6 +39,10 @@ const COALESCE: Duration = Duration::from_millis(3);
 const COALESCE_AT_MOST: Duration = Duration::from_millis(20);
 /// Without any event the directory is looked through this often: events can be lost.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// And no more of the time than one part in so many goes into it, however much there is.
+const LOOK_SHARE: u32 = 20;
+/// Findings told at a time: who mends these is told of the others next.
+const MAX_FINDINGS: usize = 1000;
 
 /// What a directory holds, read once.
 #[derive(Debug, Default)]
@@ -47,15 +59,39 @@ pub struct Loaded {
 /// The path cannot be read at all; whatever is wrong below it is a finding.
 pub fn load(path: &Path) -> io::Result<Loaded> {
     let mut store = Store::default();
-    let mut scanner = Scanner::new(path);
-    let mut findings = scanner.look(&mut store, &events::Pending::default(), Instant::now())?;
-    let changes = store.take_changes();
-    findings.extend(store.findings());
-    Ok(Loaded { changes, findings })
+    let mut scanner = Scanner::of_any(path);
+    let look = scanner.look(&mut store, &events::Pending::default(), Instant::now())?;
+    Ok(loaded(path, store, look.findings))
 }
 
-/// Watches a directory. The first batch is its whole content; the stream ends only when the
-/// watching thread cannot be started. Dropping the stream ends the watch.
+/// What a file of this name and content says, when it is the only one and the first that is heard
+/// of it.
+pub fn load_bytes(path: &Path, bytes: &[u8]) -> Loaded {
+    let mut store = Store::default();
+    let shared = shared(path);
+    match content::read(path, bytes) {
+        Ok(content) => store.put(&shared, content),
+        Err(fault) => {
+            if let Some(salvaged) = content::salvage(path, bytes, &fault) {
+                store.put(&shared, salvaged);
+            }
+            store.put_malformed(&shared, &fault);
+        }
+    }
+    loaded(path, store, Vec::new())
+}
+
+fn loaded(path: &Path, mut store: Store, mut findings: Vec<Reported>) -> Loaded {
+    let changes = store.take_changes();
+    findings.extend(store.findings());
+    Loaded {
+        changes,
+        findings: most_important(path, findings),
+    }
+}
+
+/// Watches a directory. The first batch that is complete has its whole content; the stream ends
+/// only when the watching thread cannot be started. Dropping the stream ends the watch.
 ///
 /// # Errors
 /// The watching thread cannot be started.
@@ -69,44 +105,80 @@ pub fn watch(path: &Path) -> io::Result<ReceiverStream<Batch>> {
     Ok(ReceiverStream::new(stream))
 }
 
+/// Tells one directory from another that has its name, and perhaps its number.
+#[derive(Debug, PartialEq)]
+struct Root(Identity, Option<SystemTime>);
+
+impl Root {
+    fn at(path: &Path) -> Option<Self> {
+        let metadata = fs::metadata(path).ok()?;
+        Some(Self(walk::identity(&metadata), metadata.created().ok()))
+    }
+}
+
 struct Watch {
     path: PathBuf,
     store: Store,
     scanner: Scanner,
     events: Events,
+    /// Which directory events are of: another may stand in its place by now.
+    attached_to: Option<Root>,
+    /// True once a complete list was told.
+    is_complete: bool,
     told: Option<Vec<Reported>>,
+    /// How often it is looked through without an event.
+    look_again: Duration,
 }
 
 impl Watch {
     fn new(path: PathBuf) -> Self {
-        // Events first: what changes while the first look is under way is looked at again.
-        let mut events = Events::default();
-        events.attach(&path);
         Self {
             store: Store::default(),
-            scanner: Scanner::new(&path),
-            events,
+            scanner: Scanner::of_directory(&path),
+            events: Events::default(),
+            attached_to: None,
+            is_complete: false,
             told: None,
+            look_again: LOOK_AGAIN,
             path,
         }
+    }
+
+    /// Sees to it that events are of the directory that has the name now. Before each look: what
+    /// changes while it is under way is looked at again.
+    fn follow(&mut self) {
+        let root = Root::at(&self.path);
+        if root != self.attached_to {
+            // Inotify's watch went with the directory that it was on.
+            self.events.detach();
+        }
+        if root.is_some() && !self.events.is_attached() {
+            self.events.attach(&self.path);
+        }
+        self.attached_to = root;
     }
 
     fn run(mut self, batches: &mpsc::Sender<Batch>) {
         let mut noticed = Instant::now();
         loop {
+            let began = Instant::now();
             if let Some(batch) = self.look(noticed)
                 && batches.blocking_send(batch).is_err()
             {
                 return;
             }
             let now = Instant::now();
-            let next = [self.scanner.next_look(), self.events.pending().next_look()]
-                .into_iter()
-                .flatten()
-                .min()
-                .map_or(LOOK_AGAIN, |at| {
-                    at.saturating_duration_since(now).min(LOOK_AGAIN)
-                });
+            self.look_again = LOOK_AGAIN.max(LOOK_SHARE * (now - began));
+            let next = [
+                self.scanner.next_look(now),
+                self.events.pending().next_look(),
+            ]
+            .into_iter()
+            .flatten()
+            .min()
+            .map_or(self.look_again, |at| {
+                at.saturating_duration_since(now).min(self.look_again)
+            });
             self.events.wait(next, COALESCE, COALESCE_AT_MOST);
             noticed = self.events.pending().since().unwrap_or_else(Instant::now);
             if batches.is_closed() {
@@ -117,34 +189,28 @@ impl Watch {
 
     /// Looks at what may have changed; a batch when something did, and always the first time.
     fn look(&mut self, noticed: Instant) -> Option<Batch> {
+        self.follow();
         let now = Instant::now();
         let looked = self
             .scanner
             .look(&mut self.store, self.events.pending(), now);
         self.events.looked(now);
         let mut findings = match looked {
-            Ok(findings) => findings,
-            Err(error) => {
-                // Inotify's watch went with the directory.
-                self.events.detach();
-                // Half-knowledge must not be the first word: see `Batch`.
-                if self.told.is_none() {
-                    tracing::warn!(path = %self.path.display(), %error, "manifests cannot be read; looking again every second");
-                    return None;
-                }
-                vec![unreadable(
-                    &self.path,
-                    &error,
-                    "what it held before stays in force",
-                )]
+            Ok(look) => {
+                self.is_complete |= look.is_complete;
+                look.findings
             }
+            Err(error) => vec![self.without_directory(&error)],
         };
-        if !self.events.is_attached() {
-            self.events.attach(&self.path);
-        }
         findings.extend(self.events.fault(&self.path));
         findings.extend(self.store.findings());
-        let changes = self.store.take_changes();
+        let findings = most_important(&self.path, findings);
+        // Half-knowledge must not be the first word: see `Batch`.
+        let changes = if self.is_complete {
+            self.store.take_changes()
+        } else {
+            Vec::new()
+        };
         if changes.is_empty() && self.told.as_ref() == Some(&findings) {
             return None;
         }
@@ -152,13 +218,43 @@ impl Watch {
         Some(Batch {
             changes,
             findings,
+            is_complete: self.is_complete,
             noticed,
         })
     }
+
+    fn without_directory(&self, error: &io::Error) -> Reported {
+        let consequence = if self.is_complete {
+            "what it held before stays in force"
+        } else {
+            "nothing is put in force before it can be, and what is in force stays"
+        };
+        let words = format!("cannot be read: {error}; {consequence}");
+        reported(&self.path, Severity::Error, &words)
+    }
 }
 
-/// A path that should be readable and is not.
-fn unreadable(path: &Path, error: &io::Error, consequence: &str) -> Reported {
+/// Errors before warnings, and not more than a person can mend.
+fn most_important(path: &Path, findings: Vec<Reported>) -> Vec<Reported> {
+    if findings.len() <= MAX_FINDINGS {
+        return findings;
+    }
+    let left_out = findings.len() - MAX_FINDINGS;
+    let (mut most, warnings): (Vec<_>, Vec<_>) = findings
+        .into_iter()
+        .partition(|reported| reported.finding.severity == Severity::Error);
+    most.extend(warnings);
+    let severity = most
+        .get(MAX_FINDINGS)
+        .map_or(Severity::Warning, |first| first.finding.severity);
+    most.truncate(MAX_FINDINGS);
+    let words = format!("has {left_out} more faults; mend those that are said and these are, too");
+    most.push(reported(path, severity, &words));
+    most
+}
+
+/// What is wrong with a path.
+fn reported(path: &Path, severity: Severity, words: &str) -> Reported {
     Reported {
         place: Some(Place {
             file: path.to_owned(),
@@ -166,10 +262,10 @@ fn unreadable(path: &Path, error: &io::Error, consequence: &str) -> Reported {
             line: None,
         }),
         finding: Finding {
-            severity: Severity::Error,
+            severity,
             object: "path".to_owned(),
             field: String::new(),
-            message: format!("cannot be read: {error}; {consequence}"),
+            message: brief(words),
         },
     }
 }

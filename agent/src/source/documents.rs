@@ -1,31 +1,39 @@
 //! Bytes of a manifest file to its documents, YAML or JSON, each with the line it starts at.
 //! Limits are here: nothing a file holds can make reading it hang, overflow or exhaust memory.
 
+mod value;
+
 use std::path::Path;
 
+use agent_policy::manifest::brief;
+use serde::de::Error as _;
 use serde_json::Value;
 use serde_saphyr::Spanned;
 
-/// No manifest file larger than this is read.
+use value::Strict;
+
+/// No manifest file larger than this is read: the pods of 5 000, as kubectl writes them, are 40 MiB.
 pub(crate) const MAX_FILE_BYTES: u64 = 64 << 20;
 /// Nesting of a document; objects that are looked at need about 15. Each level costs stack.
 const MAX_DEPTH: usize = 64;
-/// Values of all documents of a file: about three million make 64 MiB.
+/// Values of all documents of a YAML file: about three million make 64 MiB.
 const MAX_NODES: usize = 8 << 20;
 /// Values reached through anchors: an alias bomb is noticed within a fraction of a second.
 const MAX_ANCHORED: usize = 1 << 16;
-/// Documents of a file.
-const MAX_DOCUMENTS: usize = 1 << 18;
+/// Text of all values of a YAML file, what aliases repeat included.
+const MAX_TEXT_BYTES: usize = 128 << 20;
+/// Documents of a file, as many as there may be files.
+pub(crate) const MAX_DOCUMENTS: usize = 1 << 18;
 
 /// One document of a file.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Document {
+pub(crate) struct Document<T> {
     /// Position in the file, from 1, empty documents not counted.
     pub(crate) number: usize,
     /// Line it starts at, from 1.
     pub(crate) line: Option<u64>,
-    /// Its content.
-    pub(crate) value: Value,
+    /// What was made of its content.
+    pub(crate) content: T,
 }
 
 /// Why a file cannot be read as documents.
@@ -54,12 +62,17 @@ pub(crate) fn is_hidden(path: &Path) -> bool {
         .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
-/// Splits a file into its documents.
-pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Document>, Malformed> {
+/// Splits a file into its documents, and makes of each what is wanted before the next is read.
+pub(crate) fn parse<T: From<Value>>(
+    path: &Path,
+    bytes: &[u8],
+) -> Result<Vec<Document<T>>, Malformed> {
     let text = std::str::from_utf8(bytes).map_err(|error| Malformed {
         line: Some(line_at(bytes, error.valid_up_to())),
         message: "not UTF-8".to_owned(),
     })?;
+    // Some editors put it before everything.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if path
         .extension()
         .is_some_and(|extension| extension.eq_ignore_ascii_case("json"))
@@ -70,7 +83,7 @@ pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Document>, Malforme
     }
 }
 
-fn parse_yaml(text: &str) -> Result<Vec<Document>, Malformed> {
+fn parse_yaml<T: From<Value>>(text: &str) -> Result<Vec<Document<T>>, Malformed> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_depth: MAX_DEPTH,
@@ -78,65 +91,79 @@ fn parse_yaml(text: &str) -> Result<Vec<Document>, Malformed> {
             max_events: 2 * MAX_NODES,
             max_documents: MAX_DOCUMENTS,
             max_recorded_anchor_events: MAX_ANCHORED,
+            max_total_scalar_bytes: MAX_TEXT_BYTES,
         },
         emit_comments: false,
         with_snippet: false,
     };
-    let documents = serde_saphyr::from_multiple_with_options::<Spanned<Value>>(text, options)
+    let documents = serde_saphyr::from_multiple_with_options::<Spanned<Strict<T>>>(text, options)
         .map_err(|error| Malformed {
-            line: error
-                .location()
-                .map(|location| location.line())
-                .filter(|line| *line > 0),
-            message: brief(&error.to_string()),
-        })?;
+        line: error
+            .location()
+            .map(|location| location.line())
+            .filter(|line| *line > 0),
+        message: first_line(&error.to_string()),
+    })?;
     let numbered = documents.into_iter().zip(1..);
     Ok(numbered
         .map(|(document, number)| Document {
             number,
             line: Some(document.referenced.line()).filter(|line| *line > 0),
-            value: document.value,
+            content: document.value.0,
         })
         .collect())
 }
 
-fn parse_json(text: &str) -> Result<Vec<Document>, Malformed> {
+fn parse_json<T: From<Value>>(text: &str) -> Result<Vec<Document<T>>, Malformed> {
     let mut documents = Vec::new();
-    let mut stream = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+    let mut stream = serde_json::Deserializer::from_str(text).into_iter::<Option<Strict<T>>>();
+    // Lines are counted as far as documents were read: each once, however many documents.
+    let (mut counted, mut line) = (0, 1);
     loop {
         let rest = text.get(stream.byte_offset()..).unwrap_or_default();
         let start = text.len() - rest.trim_start().len();
-        let value = match stream.next() {
+        line += newlines(text.as_bytes().get(counted..start).unwrap_or_default());
+        counted = start;
+        let content = match stream.next() {
             None => return Ok(documents),
-            Some(Ok(Value::Null)) => continue,
-            Some(Ok(value)) => value,
-            Some(Err(error)) => {
-                return Err(Malformed {
-                    line: Some(error.line() as u64).filter(|line| *line > 0),
-                    message: brief(&error.to_string()),
-                });
-            }
+            Some(Ok(None)) => continue,
+            Some(Ok(Some(Strict(content)))) => content,
+            Some(Err(error)) => return Err(malformed_json(&error)),
         };
+        if documents.len() == MAX_DOCUMENTS {
+            let error = format!("more than {MAX_DOCUMENTS} documents: split the file");
+            return Err(malformed_json(&serde_json::Error::custom(error)));
+        }
         documents.push(Document {
             number: documents.len() + 1,
-            line: Some(line_at(text.as_bytes(), start)),
-            value,
+            line: Some(line),
+            content,
         });
     }
 }
 
-fn line_at(bytes: &[u8], offset: usize) -> u64 {
-    let before = bytes.get(..offset).unwrap_or(bytes);
-    before.split(|byte| *byte == b'\n').count() as u64
+fn malformed_json(error: &serde_json::Error) -> Malformed {
+    Malformed {
+        line: Some(error.line() as u64).filter(|line| *line > 0),
+        message: first_line(&error.to_string()),
+    }
 }
 
-/// What a parser says, without the trail it appends and without what it quotes at length.
-fn brief(text: &str) -> String {
+fn newlines(bytes: &[u8]) -> u64 {
+    bytes.split(|byte| *byte == b'\n').count() as u64 - 1
+}
+
+fn line_at(bytes: &[u8], offset: usize) -> u64 {
+    1 + newlines(bytes.get(..offset).unwrap_or(bytes))
+}
+
+/// What a parser says, without the trail it appends.
+fn first_line(text: &str) -> String {
     let line = text.lines().next().unwrap_or_default();
     let line = line
         .split_once(" (defined at")
         .map_or(line, |(head, _)| head);
-    line.chars().take(200).collect()
+    brief(line)
 }
 
 #[cfg(test)]
@@ -145,7 +172,7 @@ mod tests {
 
     use super::*;
 
-    fn yaml(text: &str) -> Result<Vec<Document>, Malformed> {
+    fn yaml(text: &str) -> Result<Vec<Document<Value>>, Malformed> {
         parse(Path::new("a.yaml"), text.as_bytes())
     }
 
@@ -156,16 +183,17 @@ mod tests {
         assert_eq!(
             documents
                 .into_iter()
-                .map(|document| (document.number, document.line, document.value))
+                .map(|document| (document.number, document.line, document.content))
                 .collect::<Vec<_>>(),
             expected
         );
-        let documents = parse(Path::new("a.json"), b"{\"a\": 1}\n\n{\"b\":\n2}\n").unwrap();
+        let documents =
+            parse::<Value>(Path::new("a.json"), b"{\"a\": 1}\n\n{\"b\":\n2}\n").unwrap();
         let expected = [(1, Some(1), json!({"a": 1})), (2, Some(3), json!({"b": 2}))];
         assert_eq!(
             documents
                 .into_iter()
-                .map(|document| (document.number, document.line, document.value))
+                .map(|document| (document.number, document.line, document.content))
                 .collect::<Vec<_>>(),
             expected
         );
@@ -176,16 +204,16 @@ mod tests {
         for text in ["", "\n", "---\n", "# only words\n", "---\n---\n"] {
             assert_eq!(yaml(text), Ok(Vec::new()), "{text:?}");
         }
-        assert_eq!(parse(Path::new("a.json"), b" \n"), Ok(Vec::new()));
+        assert_eq!(parse::<Value>(Path::new("a.json"), b" \n"), Ok(Vec::new()));
     }
 
     #[test]
     fn a_fault_is_told_with_its_line() {
         let fault = yaml("a: 1\nb: [1, 2\nc: 3\n").unwrap_err();
         assert!(fault.line.is_some_and(|line| line >= 2), "{fault:?}");
-        let fault = parse(Path::new("a.json"), b"{\"a\": 1}\n{\"b\": }\n").unwrap_err();
+        let fault = parse::<Value>(Path::new("a.json"), b"{\"a\": 1}\n{\"b\": }\n").unwrap_err();
         assert_eq!(fault.line, Some(2), "{fault:?}");
-        let fault = parse(Path::new("a.yaml"), b"a: 1\nb: \xff\n").unwrap_err();
+        let fault = parse::<Value>(Path::new("a.yaml"), b"a: 1\nb: \xff\n").unwrap_err();
         assert_eq!(fault.line, Some(2), "{fault:?}");
     }
 
@@ -198,7 +226,7 @@ mod tests {
     fn nesting_without_end_is_a_fault_not_a_crash() {
         yaml(&"[".repeat(100_000)).unwrap_err();
         yaml(&"- ".repeat(100_000)).unwrap_err();
-        parse(Path::new("a.json"), "[".repeat(100_000).as_bytes()).unwrap_err();
+        parse::<Value>(Path::new("a.json"), "[".repeat(100_000).as_bytes()).unwrap_err();
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! A document to the objects in it: which kind it is, what it is called, what policy sees of it.
 
+use std::io;
+
 use agent_policy::manifest;
 use agent_policy::model::{Change, Finding, Severity};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
@@ -9,6 +11,10 @@ use kube::core::TypeMeta;
 use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+/// No object larger than this, as JSON, is taken: an API server takes no larger request either, and
+/// what one object costs the engine is bounded by it.
+const MAX_OBJECT_BYTES: u64 = 3 << 20;
 
 /// Kinds that are looked at, in the order in which they are applied.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -91,15 +97,30 @@ pub(crate) enum Reading {
     /// An object.
     Object(Box<Object>),
     /// An object of a kind that is looked at, with content that the API server would reject.
-    Unreadable { key: Key, finding: Finding },
+    Unreadable {
+        key: Key,
+        finding: Finding,
+        /// What takes its place where nobody knows what it was before.
+        stand_in: Option<Box<Object>>,
+    },
     /// An object of another kind.
     Ignored { kind: String },
     /// No object at all.
     NotAnObject(Finding),
 }
 
+/// What a document turned out to be: one object, or those of a list.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Readings(pub(crate) Vec<Reading>);
+
+impl From<Value> for Readings {
+    fn from(document: Value) -> Self {
+        Self(read(document))
+    }
+}
+
 /// Reads a document: one object, or a `List` of them.
-pub(crate) fn read(document: Value) -> Vec<Reading> {
+fn read(document: Value) -> Vec<Reading> {
     let kind = match TypeMeta::deserialize(&document) {
         Ok(meta) if !meta.kind.is_empty() && !meta.api_version.is_empty() => meta,
         Ok(_) | Err(_) => return vec![not_an_object(&document)],
@@ -144,7 +165,7 @@ fn read_one(meta: &TypeMeta, document: Value) -> Reading {
         .find(|kind| kind.version_and_kind().1 == meta.kind);
     let Some(kind) = known else {
         return Reading::Ignored {
-            kind: format!("{} {}", meta.api_version, meta.kind),
+            kind: manifest::brief(&format!("{} {}", meta.api_version, meta.kind)),
         };
     };
     let key = match key(kind, &document) {
@@ -154,17 +175,21 @@ fn read_one(meta: &TypeMeta, document: Value) -> Reading {
                 severity: Severity::Error,
                 object: format!("a {}", meta.kind.to_lowercase()),
                 field: field.to_owned(),
-                message: "missing or not a text: write one, in quotes if it looks like a number \
-                          or like yes and no"
+                message: "missing, or not a name: write a text of at most 253 characters without \
+                          spaces and '/', in quotes if it looks like a number or like yes and no"
                     .to_owned(),
             });
         }
     };
+    let bytes = json_bytes(&document);
+    if bytes > MAX_OBJECT_BYTES {
+        return too_large(key, bytes);
+    }
     if kind.version_and_kind().0 != meta.api_version {
         return unreadable(
             key,
             "apiVersion",
-            format!(
+            &format!(
                 "{:?}: not looked at; write {:?}",
                 meta.api_version,
                 kind.version_and_kind().0
@@ -216,8 +241,11 @@ fn key(kind: Kind, document: &Value) -> Result<Key, &'static str> {
         (true, namespace) => namespace,
         (false, _) => "",
     };
+    if kind.is_namespaced() && manifest::identity(namespace).is_err() {
+        return Err("metadata.namespace");
+    }
     match field("name").and_then(Value::as_str) {
-        Some(name) if !name.is_empty() => Ok(Key {
+        Some(name) if manifest::identity(name).is_ok() => Ok(Key {
             kind,
             namespace: namespace.to_owned(),
             name: name.to_owned(),
@@ -241,19 +269,70 @@ fn typed<K: DeserializeOwned>(
                 findings,
             }))
         }
-        Err(error) => unreadable(key, "", error.to_string()),
+        Err(error) => unreadable(key, "", &error.to_string()),
     }
 }
 
-fn unreadable(key: Key, field: &str, message: String) -> Reading {
+fn unreadable(key: Key, field: &str, message: &str) -> Reading {
     Reading::Unreadable {
-        finding: Finding {
-            severity: Severity::Error,
-            object: key.to_string(),
-            field: field.to_owned(),
-            message,
-        },
+        finding: fault(&key, field, message),
         key,
+        stand_in: None,
+    }
+}
+
+/// What it was before stays; where nobody knows that, a policy isolates: it may well have.
+fn too_large(key: Key, bytes: u64) -> Reading {
+    let tenths = bytes.saturating_mul(10) >> 20;
+    let problem = format!(
+        "{}.{} MiB as JSON, of which an API server takes {}; split it",
+        tenths / 10,
+        tenths % 10,
+        MAX_OBJECT_BYTES >> 20
+    );
+    let stand_in = (key.kind == Kind::NetworkPolicy).then(|| {
+        let (policy, finding) = manifest::salvage_policy(&key.namespace, &key.name, &problem);
+        Box::new(Object {
+            key: key.clone(),
+            change: Some(Change::Policy(Box::new(policy))),
+            findings: vec![finding],
+        })
+    });
+    let message = format!("{problem}; until then it stays what it was, if that is known");
+    Reading::Unreadable {
+        finding: fault(&key, "", &message),
+        key,
+        stand_in,
+    }
+}
+
+fn fault(key: &Key, field: &str, message: &str) -> Finding {
+    Finding {
+        severity: Severity::Error,
+        object: key.to_string(),
+        field: field.to_owned(),
+        message: manifest::brief(message),
+    }
+}
+
+/// How long a value is as JSON without spaces.
+fn json_bytes(value: &Value) -> u64 {
+    struct Count(u64);
+    impl io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len() as u64;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    match serde_json::to_writer(&mut count, value) {
+        Ok(()) => count.0,
+        // Neither a value nor counting can fail; what could not be measured is too large.
+        Err(_) => u64::MAX,
     }
 }
 

@@ -20,8 +20,18 @@ pub(crate) struct Content {
     pub(crate) findings: Vec<Reported>,
     /// Taken from a malformed file, for want of anything better.
     pub(crate) is_salvaged: bool,
-    /// Objects whose content cannot be read; what they were last time stays.
-    pub(crate) unreadable: BTreeSet<Key>,
+    /// Objects whose content cannot be read: what they were last time stays, and where there was
+    /// no last time, what stands in for them.
+    pub(crate) unreadable: BTreeMap<Key, Option<(Place, Object)>>,
+}
+
+impl Content {
+    /// Somebody knows what these objects were before, or that there were none.
+    pub(crate) fn forget_stand_ins(&mut self) {
+        for stand_in in self.unreadable.values_mut() {
+            *stand_in = None;
+        }
+    }
 }
 
 /// Every file's last good content, and what of it was already told.
@@ -53,14 +63,16 @@ impl Store {
 
     /// A file was read anew.
     pub(crate) fn put(&mut self, path: &Arc<Path>, mut content: Content) {
+        let mut stand_ins = std::mem::take(&mut content.unreadable);
         if let Some(old) = self.files.remove(path) {
             self.forget(path, &old);
             let kept = old
                 .objects
                 .into_iter()
-                .filter(|(_, object)| content.unreadable.contains(&object.key));
+                .filter(|(_, object)| stand_ins.remove(&object.key).is_some());
             content.objects.extend(kept);
         }
+        content.objects.extend(stand_ins.into_values().flatten());
         for (index, (_, object)) in content.objects.iter().enumerate() {
             let holders = self.holders.entry(object.key.clone()).or_default();
             holders.insert((Arc::clone(path), index));

@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
-use agent_policy::model::{Finding, Severity};
+use agent_policy::model::Severity;
 use notify::event::{AccessKind, CreateKind, ModifyKind};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 
+use super::reported;
 use crate::inotify::is_of_reading;
-use crate::source::{Place, Reported};
+use crate::source::Reported;
 
 /// Events not looked at yet; more are known by their number only: everything is looked at then.
 const QUEUE: usize = 4096;
@@ -149,21 +150,13 @@ impl Events {
 
     /// Why changes are only noticed by looking, if so.
     pub(super) fn fault(&self, path: &Path) -> Option<Reported> {
-        self.fault.as_ref().map(|fault| Reported {
-            place: Some(Place {
-                file: path.to_owned(),
-                document: None,
-                line: None,
-            }),
-            finding: Finding {
-                severity: Severity::Warning,
-                object: "path".to_owned(),
-                field: String::new(),
-                message: format!(
-                    "cannot be watched: {fault}; it is looked through every second instead (raise \
-                     fs.inotify.max_user_watches or max_user_instances if they are used up)"
-                ),
-            },
+        self.fault.as_ref().map(|fault| {
+            let words = format!(
+                "cannot be watched: {fault}; it is looked through every second instead, more rarely \
+                 where that takes long (raise fs.inotify.max_user_watches or max_user_instances if \
+                 they are used up)"
+            );
+            reported(path, Severity::Warning, &words)
         })
     }
 

@@ -12,6 +12,8 @@ use tokio::sync::mpsc;
 use super::{load, watch};
 use crate::source::Batch;
 
+mod hostile;
+
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// A directory that goes when the test ends.
@@ -49,6 +51,8 @@ struct Watched {
     runtime: tokio::runtime::Runtime,
     known: Vec<String>,
     said: Vec<String>,
+    /// What the latest batch says of itself.
+    is_complete: bool,
 }
 
 impl Watched {
@@ -61,6 +65,7 @@ impl Watched {
                 .unwrap(),
             known: Vec::new(),
             said: Vec::new(),
+            is_complete: false,
         };
         assert!(
             watched.step(Instant::now() + DEADLINE),
@@ -76,6 +81,8 @@ impl Watched {
             return false;
         };
         let batch = batch.expect("the watch goes on");
+        self.is_complete = batch.is_complete;
+        assert!(batch.is_complete || batch.changes.is_empty(), "half of it");
         self.said = batch.findings.iter().map(ToString::to_string).collect();
         for change in batch.changes {
             match change {
