@@ -11,6 +11,7 @@
 mod bench;
 mod bpf;
 mod check;
+mod fuzz;
 mod lab;
 mod layout;
 mod places;
@@ -51,6 +52,8 @@ enum Task {
     Check,
     /// Measure speed.
     Bench(bench::Args),
+    /// Throw bytes at what reads bytes, bred towards ways that none has taken.
+    Fuzz(fuzz::Args),
     /// Size the BPF programs and maps, say what they cost each kernel, and hold both against their
     /// budget.
     Bpf,
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Check => check::run(),
         Task::Bench(args) => bench::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Bpf => bpf::run(),
         Task::Layout(args) => layout::run(&args),
         Task::Tidy => tidy::run(),

@@ -43,6 +43,8 @@ pub(crate) enum What {
     /// Build for arm64 and boot its kernels. Not part of everything: only
     /// `cargo xtask test vm` with `--thorough` or an arm64 kernel wants it.
     Arm64,
+    /// Fuzz.
+    Fuzz,
     /// Check format and lints.
     Lint,
     /// Everything.
@@ -55,7 +57,7 @@ impl What {
             || (self == Self::All && part != Self::Arm64)
             || matches!(
                 (self, part),
-                (Self::Lab, Self::Bpf) | (Self::Arm64, Self::Bpf | Self::Vm)
+                (Self::Lab | Self::Fuzz, Self::Bpf) | (Self::Arm64, Self::Bpf | Self::Vm)
             )
     }
 }
@@ -179,6 +181,9 @@ fn missing(what: What) -> Result<Vec<Missing>> {
     }
     if what.includes(What::Arm64) {
         package("qemu-system-arm", "boots arm64 kernels");
+    }
+    if what.includes(What::Fuzz) && places::on_path("c++").is_none() {
+        package("g++", "compiles libFuzzer");
     }
     if what.includes(What::Bpf) && !has_bpf_linker()? {
         missing.push(Missing {
