@@ -6,11 +6,13 @@
 mod audit;
 mod budget;
 pub mod flow;
+mod fragments;
 mod glance;
 mod link;
 mod opening;
 mod ownership;
 mod refusals;
+mod related;
 mod report;
 mod steps;
 pub mod tables;
@@ -204,13 +206,21 @@ fn way<T: FlowTables>(
     if is_link_upkeep {
         return Step::Decided(Reason::Link);
     }
-    if headers.fragmentation == Fragmentation::Later {
-        return Step::Decided(Reason::Fragment);
+    fragments::follow(tables, seen, config, headers, decision);
+    if seen.is_settled {
+        return Step::Decided(decision.reason);
     }
-    Step::Decided(match flow::find(tables, seen) {
-        Some(known) => steps::known_flow(tables, seen, config, &known, decision),
-        None => steps::new_flow(tables, seen, config, decision),
-    })
+    related::turn_to_quoted_flow(seen, headers);
+    let reason = if let Some(known) = flow::find(tables, seen) {
+        steps::known_flow(tables, seen, config, &known, decision)
+    } else {
+        related::turn_back(seen, headers);
+        steps::new_flow(tables, seen, config, decision)
+    };
+    if matches!(headers.fragmentation, Fragmentation::First) && steps::is_allowed(reason) {
+        fragments::remember(tables, seen, headers);
+    }
+    Step::Decided(reason)
 }
 
 /// What becomes of IP packets of an endpoint whose policy is not in place.
@@ -256,6 +266,9 @@ struct Seen {
     has_fragment_header: bool,
     /// CONNTRACK is known to have nothing of the flow.
     is_untracked: bool,
+    /// The decision's reason stands before any flow is looked for. Not what a function says: a
+    /// verifier would follow both of its answers to the end of the way.
+    is_settled: bool,
     /// Length of the frame.
     length: u32,
     /// The endpoint's revision, from the same load as its row.
@@ -292,6 +305,7 @@ impl Seen {
         self.detail = (headers.detail, headers.code);
         self.acknowledgement = headers.acknowledgement;
         self.has_fragment_header = headers.has_fragment_header;
+        self.is_settled = false;
         self.length = length;
         self.revision = revision;
         self.now = now;
@@ -316,6 +330,7 @@ impl Seen {
         self.acknowledgement = 0;
         self.has_fragment_header = false;
         self.is_untracked = false;
+        self.is_settled = false;
         self.length = length;
         self.revision = revision;
         self.now = now;
@@ -460,6 +475,7 @@ impl Default for Room {
                 acknowledgement: 0,
                 has_fragment_header: false,
                 is_untracked: false,
+                is_settled: false,
                 length: 0,
                 revision: 0,
                 now: 0,

@@ -2,10 +2,7 @@
 //!
 //! Values in, values out; where entries are kept is `classify`'s business.
 
-use crate::maps::{
-    Connection,
-    connection_flags::{FIN_ORIGINAL, FIN_REPLY},
-};
+use crate::maps::connection_flags::{FIN_ORIGINAL, FIN_REPLY};
 use crate::packet::{
     Headers,
     icmp::Echo,
@@ -66,6 +63,8 @@ pub enum Signal {
     Finish,
     /// TCP RST, SCTP ABORT; no flow begins with it.
     Reset,
+    /// An ICMP error about a packet of the flow.
+    Related,
 }
 
 /// SCTP's chunk types (RFC 9260 §3.2).
@@ -128,7 +127,10 @@ impl Signal {
     /// True when a flow may begin with it.
     #[inline(always)]
     pub const fn begins_flow(self) -> bool {
-        !matches!(self, Self::Untracked | Self::Answer | Self::Reset)
+        !matches!(
+            self,
+            Self::Untracked | Self::Answer | Self::Reset | Self::Related
+        )
     }
 
     /// The state of a flow that begins with it.
@@ -230,8 +232,8 @@ impl Timeout {
 /// Jiffies by which one CPU's clock reading may be behind another's stamp.
 const SKEW: u32 = 1024;
 
-/// True when a flow has been silent for longer than its lifetime.
+/// True when what was last heard of at `stamp` has been silent for longer than its lifetime.
 #[inline(always)]
-pub const fn is_expired(connection: &Connection, lifetime: u32, now: u32) -> bool {
-    now.wrapping_sub(connection.last_seen).wrapping_add(SKEW) > lifetime.saturating_add(SKEW)
+pub const fn is_expired(stamp: u32, lifetime: u32, now: u32) -> bool {
+    now.wrapping_sub(stamp).wrapping_add(SKEW) > lifetime.saturating_add(SKEW)
 }

@@ -293,7 +293,7 @@ map_types! {
         pub backends: [Backend; 4],
     } = 36
 
-    /// FRAGMENTS key: a fragmented packet as one hook of one endpoint sees it.
+    /// FRAGMENTS key: a fragmented packet as one endpoint sees it, from the pod or to it.
     pub struct FragmentKey {
         /// Source address.
         pub source: Address,
@@ -303,23 +303,30 @@ map_types! {
         pub identification: u32,
         /// The endpoint's slot.
         pub slot: u32,
-        /// IP protocol number.
+        /// IP protocol number; 0 of IPv6, whose later fragments may show another one than the
+        /// first (RFC 8200 §4.5).
         pub protocol: u8,
-        /// `Direction::index`.
-        pub direction: u8,
         /// Zero.
-        pub reserved: u16,
+        pub reserved: [u8; 3],
     } = 44
 
-    /// FRAGMENTS: what the first fragment said.
+    /// FRAGMENTS: what the first fragment of a packet said, which was allowed.
     pub struct Fragment {
-        /// Source port, host order.
-        pub source_port: u16,
-        /// Destination port, host order.
-        pub destination_port: u16,
+        /// `FlowKey::local_port` of its flow.
+        pub local_port: u16,
+        /// `FlowKey::peer_port` of its flow.
+        pub peer_port: u16,
         /// When it was seen, in jiffies (low 32 bits).
-        pub last_seen: u32,
-    } = 8
+        pub first_seen: u32,
+        /// IP protocol number.
+        pub protocol: u8,
+        /// TCP flags, ICMP type or the type of SCTP's first chunk.
+        pub detail: u8,
+        /// ICMP code.
+        pub code: u8,
+        /// Zero.
+        pub reserved: u8,
+    } = 12
 
     /// PASSED and DROPPED: exact traffic counts.
     pub struct Traffic {

@@ -7,6 +7,7 @@ pub mod ethernet;
 pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
+pub mod quote;
 pub mod transport;
 
 use crate::address::Address;
@@ -152,6 +153,8 @@ pub struct Headers {
     pub destination_port: u16,
     /// What kind of ICMP echo it is, with the identifier.
     pub echo: Option<icmp::Echo>,
+    /// What an ICMP error quotes, when it can be read.
+    pub quote: Option<quote::Quote>,
     /// IP protocol number of the transport header.
     pub protocol: u8,
     /// TCP flags, ICMP type or the type of SCTP's first chunk.
@@ -164,6 +167,10 @@ pub struct Headers {
     pub hop_limit: u8,
     /// Whether it is whole.
     pub fragmentation: Fragmentation,
+    /// Which packet a fragment is of.
+    pub identification: u32,
+    /// Where a later fragment begins, in bytes from where its packet's first one does.
+    pub fragment_offset: u16,
     /// An IPv6 fragment header was on the way, also in front of a whole packet (RFC 6946).
     pub has_fragment_header: bool,
     /// An IPv6 hop-by-hop header was on the way.
@@ -171,6 +178,16 @@ pub struct Headers {
 }
 
 impl Headers {
+    /// Reads what an ICMP error quotes at `at`.
+    #[inline(always)]
+    fn read_quote<P: Packet + ?Sized>(&mut self, packet: &P, at: usize, end: usize) {
+        let is_v4 = self.source.is_v4();
+        let quote = self.quote.insert(quote::Quote::default());
+        if quote::read(packet, at, end, is_v4, quote).is_none() {
+            self.quote = None;
+        }
+    }
+
     /// Says nothing again. Field by field, of zeros that the compiler does not see through: it
     /// would make a call and a loop over bytes of a whole value.
     #[inline(always)]
@@ -182,12 +199,15 @@ impl Headers {
         self.source_port = zero as u16;
         self.destination_port = zero as u16;
         self.echo = None;
+        self.quote = None;
         self.protocol = zero as u8;
         self.detail = zero as u8;
         self.code = zero as u8;
         self.acknowledgement = zero as u32;
         self.hop_limit = zero as u8;
         self.fragmentation = Fragmentation::Whole;
+        self.identification = zero as u32;
+        self.fragment_offset = zero as u16;
         self.has_fragment_header = zero != 0;
         self.has_hop_by_hop = zero != 0;
     }

@@ -5,9 +5,9 @@ use agent_common::classify::{FlowTables, Room};
 use agent_common::event::FlowEvent;
 use agent_common::judge::PolicyTables;
 use agent_common::maps::{
-    Budget, Config, Connection, Counter, Denied, DeniedKey, ENDPOINT_ROWS, EndpointWord, PeerEntry,
-    PendingKey, PortFunction, PortVerdict, Service, ServiceKey, Settings, VerdictKey,
-    dropped_index, passed_index,
+    Budget, Config, Connection, Counter, Denied, DeniedKey, ENDPOINT_ROWS, EndpointWord, Fragment,
+    FragmentKey, PeerEntry, PendingKey, PortFunction, PortVerdict, Service, ServiceKey, Settings,
+    VerdictKey, dropped_index, passed_index,
 };
 use agent_common::verdict::{Direction, Reason};
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, BPF_RB_NO_WAKEUP};
@@ -19,8 +19,8 @@ use crate::diagnostics;
 use crate::entry::{Entry, Row, add};
 use crate::maps::{
     BUDGETS, CONFIGS, CONNTRACK, COUNTERS, DENIED, DROPPED, ENDPOINTS, ENDPOINTS_COLLIDING, EVENTS,
-    PASSED, PEER_REVISION, PEERS_CIDR, PEERS_EXACT, PENDING, PORTS, ROOM, RULE_HITS, SERVICES,
-    SETTINGS, VERDICTS,
+    FRAGMENTS, PASSED, PEER_REVISION, PEERS_CIDR, PEERS_EXACT, PENDING, PORTS, ROOM, RULE_HITS,
+    SERVICES, SETTINGS, VERDICTS,
 };
 
 /// The maps, with the packet for diagnostics' sake.
@@ -178,6 +178,19 @@ impl FlowTables for KernelTables<'_> {
     fn delete_pending(&self, flow: &PendingKey) {
         // Another CPU may have been first.
         let _deleted_or_gone = PENDING.remove(flow);
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        // SAFETY: a live map value, copied; one that is another's by now at worst names other ports
+        // for what a first fragment decides.
+        unsafe { FRAGMENTS.get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn insert_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        // Without it, the later fragments are dropped and counted.
+        let _kept_or_not = FRAGMENTS.insert(key, fragment, u64::from(BPF_ANY));
     }
 
     #[inline(always)]

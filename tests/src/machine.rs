@@ -11,9 +11,9 @@ use agent_common::classify::{Arrival, DeniedRow, FlowEntry, FlowTables, Outcome,
 use agent_common::event::FlowEvent;
 use agent_common::judge::PolicyTables;
 use agent_common::maps::{
-    Budget, Config, Connection, Counter, Denied, DeniedKey, PeerEntry, PendingKey, PortFunction,
-    PortVerdict, RuleHit, Service, ServiceKey, Settings, Traffic, VerdictKey, dropped_index,
-    passed_index,
+    Budget, Config, Connection, Counter, Denied, DeniedKey, Fragment, FragmentKey, PeerEntry,
+    PendingKey, PortFunction, PortVerdict, RuleHit, Service, ServiceKey, Settings, Traffic,
+    VerdictKey, dropped_index, passed_index,
 };
 use agent_common::{Address, Direction, Reason};
 
@@ -30,6 +30,8 @@ pub struct Machine<P> {
     pub pending: RefCell<HashMap<PendingKey, Rc<Cell<Connection>>>>,
     /// Room in PENDING and in CONNTRACK.
     pub flow_capacity: usize,
+    /// FRAGMENTS.
+    pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     /// DENIED.
     pub denied: RefCell<HashMap<DeniedKey, Rc<Cell<Denied>>>>,
     /// Room in DENIED.
@@ -59,6 +61,7 @@ impl<P: PolicyTables> Machine<P> {
             connections: RefCell::default(),
             pending: RefCell::default(),
             flow_capacity: usize::MAX,
+            fragments: RefCell::default(),
             denied: RefCell::default(),
             denied_capacity: usize::MAX,
             budgets: RefCell::default(),
@@ -238,6 +241,14 @@ impl<P: PolicyTables> FlowTables for Machine<P> {
 
     fn delete_pending(&self, flow: &PendingKey) {
         self.pending.borrow_mut().remove(flow);
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn insert_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        self.fragments.borrow_mut().insert(*key, *fragment);
     }
 
     fn denied(&self, key: &DeniedKey) -> Option<Row> {

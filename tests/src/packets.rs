@@ -25,9 +25,14 @@ pub struct Frame {
     /// Fragment offset in units of eight bytes, and whether more follow. On IPv6 a fragment header
     /// behind the other extensions.
     pub fragment: Option<(u16, bool)>,
+    /// Which packet a fragment is of.
+    pub identification: u16,
     /// What the length fields say beyond the truth.
     pub lie: i16,
 }
+
+/// Bytes of the Ethernet header.
+const ETHERNET_BYTES: usize = 14;
 
 impl Frame {
     /// A packet without transport header.
@@ -40,6 +45,7 @@ impl Frame {
             options: Vec::new(),
             extensions: Vec::new(),
             fragment: None,
+            identification: 0x1234,
             lie: 0,
         }
     }
@@ -93,6 +99,20 @@ impl Frame {
         Self::new(from, to, protocol, vec![kind, code, 0, 0, i0, i1, 0, 1])
     }
 
+    /// An ICMP message that quotes a packet, as much of it as `quoted` bytes from its IP header on.
+    pub fn icmp_error(from: IpAddr, kind: u8, code: u8, about: &Self, quoted: usize) -> Self {
+        let mut message = Self::icmp(from, about.addresses.0, kind, code, 0);
+        let packet = about.bytes().split_off(ETHERNET_BYTES);
+        message.payload.extend(packet.iter().take(quoted));
+        message
+    }
+
+    /// An ICMP error that says a packet was too big for a link.
+    pub fn too_big(from: IpAddr, about: &Self) -> Self {
+        let (kind, code) = if from.is_ipv4() { (3, 4) } else { (2, 0) };
+        Self::icmp_error(from, kind, code, about, usize::MAX)
+    }
+
     /// An ICMP echo request.
     pub fn echo_request(from: IpAddr, to: IpAddr, identifier: u16) -> Self {
         let kind = if from.is_ipv4() { 8 } else { 128 };
@@ -134,6 +154,13 @@ impl Frame {
         self
     }
 
+    /// Of this packet, when it is a fragment.
+    #[must_use]
+    pub fn with_identification(mut self, identification: u16) -> Self {
+        self.identification = identification;
+        self
+    }
+
     /// The frame.
     pub fn bytes(&self) -> Vec<u8> {
         match self.addresses {
@@ -152,7 +179,7 @@ impl Frame {
         let mut bytes = ethernet(0x0800);
         bytes.extend([0x40 | (header / 4).to_le_bytes()[0], 0]);
         bytes.extend(self.length(header + self.payload.len()));
-        bytes.extend([0x12, 0x34]);
+        bytes.extend(self.identification.to_be_bytes());
         bytes.extend(fragment.to_be_bytes());
         bytes.extend([self.hop_limit, self.protocol, 0, 0]);
         bytes.extend(from);
@@ -166,7 +193,7 @@ impl Frame {
         let mut extensions = self.extensions.clone();
         if let Some((offset, more)) = self.fragment {
             let mut body = (offset << 3 | u16::from(more)).to_be_bytes().to_vec();
-            body.extend([0, 0, 0x12, 0x34]);
+            body.extend(u32::from(self.identification).to_be_bytes());
             extensions.push((44, body));
         }
         let mut chain = Vec::new();

@@ -7,7 +7,7 @@ use crate::maps::{
     Connection, Counter, FlowKey, PendingKey,
     connection_flags::{ITSELF, NODE},
 };
-use crate::packet::{Headers, icmp::Echo};
+use crate::packet::{Headers, icmp::Echo, quote::Quote};
 use crate::verdict::Direction;
 
 /// `FlowKey::peer_port` of an ICMP echo the pod asked for.
@@ -21,21 +21,47 @@ pub const ECHO_BY_PEER: u16 = 1;
 /// requests of its own under the same identifier, past policy.
 #[inline(always)]
 pub fn key_of(headers: &Headers, hook: Hook, slot: u32) -> PendingKey {
-    let (local, peer, local_port, peer_port) = match hook {
-        Hook::FromPod => (
-            headers.source,
-            headers.destination,
-            headers.source_port,
-            headers.destination_port,
-        ),
-        Hook::ToPod => (
-            headers.destination,
-            headers.source,
-            headers.destination_port,
-            headers.source_port,
-        ),
+    key(
+        hook,
+        (headers.source, headers.source_port),
+        (headers.destination, headers.destination_port),
+        headers.echo,
+        headers.protocol,
+        slot,
+    )
+}
+
+/// The key of the flow that an ICMP error is about. What it quotes went the other way than it.
+#[inline(always)]
+pub(super) fn key_of_quote(quote: &Quote, hook: Hook, slot: u32) -> PendingKey {
+    let quoted_at = match hook {
+        Hook::FromPod => Hook::ToPod,
+        Hook::ToPod => Hook::FromPod,
     };
-    let (local_port, peer_port) = match (headers.echo, hook) {
+    key(
+        quoted_at,
+        (quote.source, quote.source_port),
+        (quote.destination, quote.destination_port),
+        quote.echo,
+        quote.protocol,
+        slot,
+    )
+}
+
+#[inline(always)]
+fn key(
+    hook: Hook,
+    source: (Address, u16),
+    destination: (Address, u16),
+    echo: Option<Echo>,
+    protocol: u8,
+    slot: u32,
+) -> PendingKey {
+    let ((local, local_port), (peer, peer_port)) = match hook {
+        Hook::FromPod => (source, destination),
+        Hook::ToPod => (destination, source),
+    };
+    let (local_port, peer_port) = match (echo, hook) {
         (None, _) => (local_port, peer_port),
         (Some(Echo::Request(identifier)), Hook::FromPod)
         | (Some(Echo::Reply(identifier)), Hook::ToPod) => (identifier, ECHO_BY_POD),
@@ -43,7 +69,7 @@ pub fn key_of(headers: &Headers, hook: Hook, slot: u32) -> PendingKey {
         | (Some(Echo::Reply(identifier)), Hook::FromPod) => (identifier, ECHO_BY_PEER),
     };
     PendingKey {
-        flow: between((local, local_port), (peer, peer_port), headers.protocol),
+        flow: between((local, local_port), (peer, peer_port), protocol),
         slot,
     }
 }
@@ -150,7 +176,7 @@ fn find_in<T: FlowTables>(
     let state = State::from_number(connection.state);
     let place = Timeout::of(seen.flow.flow.protocol, state) as usize;
     let lifetime = *tables.settings().timeouts.get(place)?;
-    if conntrack::is_expired(&connection, lifetime, seen.now32()) {
+    if conntrack::is_expired(connection.last_seen, lifetime, seen.now32()) {
         return None;
     }
     // RFC 9293 §3.10.7.4: a SYN on a known tuple is a connection of its own, unless it repeats

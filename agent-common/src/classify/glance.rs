@@ -84,7 +84,7 @@ pub fn glance<T: FlowTables, P: Packet + ?Sized>(
         let place = Timeout::of(key.flow.protocol, State::Established);
         let is_alive = timeouts
             .get(place as usize)
-            .is_some_and(|lifetime| !conntrack::is_expired(&connection, *lifetime, now));
+            .is_some_and(|lifetime| !conntrack::is_expired(connection.last_seen, *lifetime, now));
         if !is_alive {
             return Glance::NOTHING;
         }

@@ -130,7 +130,8 @@ pub(super) fn known_flow<T: FlowTables>(
     decision: &mut Decision,
 ) -> Reason {
     let connection = known.entry.read();
-    if !flow::comes_as_before(&seen.at, seen.has_fragment_header, &connection) {
+    let is_error = matches!(seen.signal, Signal::Related);
+    if !is_error && !flow::comes_as_before(&seen.at, seen.has_fragment_header, &connection) {
         return new_flow(tables, seen, config, decision);
     }
     let peer_revision = tables.peer_revision(connection.peer_bucket);
@@ -142,6 +143,9 @@ pub(super) fn known_flow<T: FlowTables>(
         if !is_allowed(reason) || matches!(reason, Reason::Node) {
             return reason;
         }
+    }
+    if is_error {
+        return Reason::IcmpRelated;
     }
     flow::advance(tables, seen, known);
     Reason::Reply
@@ -425,6 +429,12 @@ fn posture(config: &Config) -> Reason {
     } else {
         Reason::FailClosed
     }
+}
+
+/// True when policies select the endpoint in a direction.
+#[inline(always)]
+pub(super) fn is_isolated(config: &Config, direction: Direction) -> bool {
+    sets_of(config, direction).0 != 0
 }
 
 /// The sets in force and with audited policies, of one direction.

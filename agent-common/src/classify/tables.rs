@@ -7,7 +7,9 @@
 
 use crate::event::FlowEvent;
 use crate::judge::PolicyTables;
-use crate::maps::{Budget, Connection, Counter, Denied, DeniedKey, PendingKey};
+use crate::maps::{
+    Budget, Connection, Counter, Denied, DeniedKey, Fragment, FragmentKey, PendingKey,
+};
 use crate::verdict::{Direction, Reason};
 
 /// A CONNTRACK or PENDING entry in place. Every method is plain loads or stores on the entry that
@@ -55,6 +57,11 @@ pub trait FlowTables: PolicyTables {
     fn insert_pending(&self, flow: &PendingKey, connection: &Connection) -> bool;
     /// Deletes from PENDING; nothing happens when it is not there.
     fn delete_pending(&self, flow: &PendingKey);
+
+    /// FRAGMENTS.
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
+    /// Inserts into FRAGMENTS, overwriting.
+    fn insert_fragment(&self, key: &FragmentKey, fragment: &Fragment);
 
     /// DENIED.
     fn denied(&self, key: &DeniedKey) -> Option<Self::Row>;

@@ -1,5 +1,5 @@
 //! ICMP (RFC 792), ICMPv6 (RFC 4443), and of the latter neighbour discovery (RFC 4861 §4) and
-//! multicast listener discovery (RFC 2710 §3, RFC 3810 §5).
+//! multicast listener discovery (RFC 2710 §3, RFC 3810 §5). What errors quote is `quote`'s.
 
 use super::{Headers, transport::protocol};
 
@@ -33,6 +33,16 @@ pub mod v6 {
     pub const LISTENER_REPORT_V2: u8 = 143;
 }
 
+/// Messages about a packet that did not arrive.
+mod error {
+    pub(super) const UNREACHABLE: u8 = 3;
+    pub(super) const TIME_EXCEEDED: u8 = 11;
+    pub(super) const PARAMETER_PROBLEM: u8 = 12;
+    /// RFC 4443 §2.1: of ICMPv6, destination unreachable, packet too big, time exceeded and
+    /// parameter problem; what else there is below 128 has no meaning yet.
+    pub(super) const V6: core::ops::RangeInclusive<u8> = 1..=4;
+}
+
 /// An echo message.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Echo {
@@ -43,20 +53,39 @@ pub enum Echo {
 }
 
 /// Reads type, code and, of an echo, the identifier. ICMP of the other family is an unknown
-/// protocol without either.
+/// protocol without either. True for an error, which quotes the packet it is about.
 #[inline(always)]
-pub(super) fn read([kind, code, i0, i1]: [u8; 4], headers: &mut Headers) {
-    let identifier = u16::from_be_bytes([i0, i1]);
-    let (request, reply) = match (headers.protocol, headers.source.is_v4()) {
-        (protocol::ICMP, true) => (ECHO_REQUEST, ECHO_REPLY),
-        (protocol::ICMPV6, false) => (V6_ECHO_REQUEST, V6_ECHO_REPLY),
-        _ => return,
-    };
+pub(super) fn read([kind, code, i0, i1]: [u8; 4], headers: &mut Headers) -> bool {
+    let is_v4 = headers.source.is_v4();
+    if is_v4 != (headers.protocol == protocol::ICMP) {
+        return false;
+    }
     headers.detail = kind;
     headers.code = code;
+    headers.echo = echo(is_v4, kind, u16::from_be_bytes([i0, i1]));
+    if is_v4 {
+        matches!(
+            kind,
+            error::UNREACHABLE | error::TIME_EXCEEDED | error::PARAMETER_PROBLEM
+        )
+    } else {
+        error::V6.contains(&kind)
+    }
+}
+
+/// The echo that a message of this type is, if it is one.
+#[inline(always)]
+pub(crate) const fn echo(is_v4: bool, kind: u8, identifier: u16) -> Option<Echo> {
+    let (request, reply) = if is_v4 {
+        (ECHO_REQUEST, ECHO_REPLY)
+    } else {
+        (V6_ECHO_REQUEST, V6_ECHO_REPLY)
+    };
     if kind == request {
-        headers.echo = Some(Echo::Request(identifier));
+        Some(Echo::Request(identifier))
     } else if kind == reply {
-        headers.echo = Some(Echo::Reply(identifier));
+        Some(Echo::Reply(identifier))
+    } else {
+        None
     }
 }

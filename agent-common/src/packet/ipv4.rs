@@ -9,7 +9,7 @@ use crate::address::Address;
 const BASE_BYTES: usize = 20;
 const VERSION_AND_LENGTH: usize = HEADER_BYTES;
 const TOTAL_LENGTH: usize = HEADER_BYTES + 2;
-const FRAGMENT: usize = HEADER_BYTES + 6;
+const IDENTIFICATION: usize = HEADER_BYTES + 4;
 const TTL_AND_PROTOCOL: usize = HEADER_BYTES + 8;
 const SOURCE: usize = HEADER_BYTES + 12;
 const DESTINATION: usize = HEADER_BYTES + 16;
@@ -42,7 +42,10 @@ pub(super) fn parse<P: Packet + ?Sized>(
     if header_bytes < BASE_BYTES || HEADER_BYTES + header_bytes > end {
         return Err(ParseError::HeaderLength);
     }
-    let fragment = u16::from_be_bytes(packet.load(FRAGMENT).ok_or(truncated)?);
+    let [i0, i1, f0, f1] = packet.load(IDENTIFICATION).ok_or(truncated)?;
+    let fragment = u16::from_be_bytes([f0, f1]);
+    headers.identification = u32::from(u16::from_be_bytes([i0, i1]));
+    headers.fragment_offset = fragment << 3;
     headers.fragmentation = if fragment & FRAGMENT_OFFSET != 0 {
         Fragmentation::Later
     } else if fragment & MORE_FRAGMENTS != 0 {

@@ -118,7 +118,7 @@ fn follow<P: Packet + ?Sized>(
     if *offset + 8 > end {
         return Err(ParseError::TransportTruncated);
     }
-    let Some([next, length, b2, b3]) = packet.load::<4>(*offset) else {
+    let Some([next, length, b2, b3, i0, i1, i2, i3]) = packet.load(*offset) else {
         return Err(ParseError::TransportTruncated);
     };
     headers.protocol = next;
@@ -137,7 +137,9 @@ fn follow<P: Packet + ?Sized>(
         ROUTING if b3 != 0 => return Err(ParseError::Routing),
         FRAGMENT => {
             headers.has_fragment_header = true;
+            headers.identification = u32::from_be_bytes([i0, i1, i2, i3]);
             let field = u16::from_be_bytes([b2, b3]);
+            headers.fragment_offset = field & FRAGMENT_OFFSET;
             if field & FRAGMENT_OFFSET != 0 {
                 headers.fragmentation = Fragmentation::Later;
                 return Ok(false);

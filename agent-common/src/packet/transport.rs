@@ -1,6 +1,6 @@
 //! TCP (RFC 9293 §3.1), UDP (RFC 768) and SCTP (RFC 9260 §3): ports and what opens or ends a flow.
 
-use super::{Extent, Headers, MAX_HEADER_BYTES, Packet, ParseError, icmp};
+use super::{Extent, Fragmentation, Headers, MAX_HEADER_BYTES, Packet, ParseError, icmp};
 
 /// IP protocol numbers (IANA).
 pub mod protocol {
@@ -39,6 +39,18 @@ pub const fn has_ports(protocol: u8) -> bool {
     matches!(protocol, protocol::TCP | protocol::UDP | protocol::SCTP)
 }
 
+/// Bytes that a packet of this protocol has at least, for us to read; 0 when we read none.
+#[inline(always)]
+pub(crate) const fn header_bytes(protocol: u8) -> usize {
+    match protocol {
+        protocol::TCP => TCP_BYTES,
+        protocol::UDP => UDP_BYTES,
+        protocol::SCTP => SCTP_BYTES,
+        protocol::ICMP | protocol::ICMPV6 => icmp::HEADER_BYTES,
+        _ => 0,
+    }
+}
+
 /// Reads the transport header into `headers`.
 ///
 /// # Errors
@@ -55,20 +67,21 @@ pub(super) fn parse<P: Packet + ?Sized>(
     if offset > MAX_HEADER_BYTES {
         return Err(ParseError::ExtensionChain);
     }
-    let needed = match headers.protocol {
-        protocol::TCP => TCP_BYTES,
-        protocol::UDP => UDP_BYTES,
-        protocol::SCTP => SCTP_BYTES,
-        protocol::ICMP | protocol::ICMPV6 => icmp::HEADER_BYTES,
-        _ => return Ok(()),
-    };
+    let needed = header_bytes(headers.protocol);
+    if needed == 0 {
+        return Ok(());
+    }
     if offset + needed > end {
         return Err(ParseError::TransportTruncated);
     }
     let truncated = ParseError::TransportTruncated;
     let [b0, b1, b2, b3, b4, b5, _, _] = packet.load(offset).ok_or(truncated)?;
     if !has_ports(headers.protocol) {
-        icmp::read([b0, b1, b4, b5], headers);
+        let is_error = icmp::read([b0, b1, b4, b5], headers);
+        // Of a fragment, the rest is elsewhere: another one could lie over it.
+        if is_error && matches!(headers.fragmentation, Fragmentation::Whole) {
+            headers.read_quote(packet, offset + icmp::HEADER_BYTES, end);
+        }
         return Ok(());
     }
     headers.source_port = u16::from_be_bytes([b0, b1]);

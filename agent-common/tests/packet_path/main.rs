@@ -16,7 +16,11 @@ mod books;
 #[cfg(test)]
 mod changes;
 #[cfg(test)]
+mod errors;
+#[cfg(test)]
 mod flows;
+#[cfg(test)]
+mod fragments;
 #[cfg(test)]
 mod glance;
 #[cfg(test)]

@@ -235,24 +235,6 @@ fn groups_are_judged_by_policy() {
 }
 
 #[test]
-fn later_fragments_are_dropped_with_their_reason() {
-    let mut node = node();
-    change_policy(&mut node, [0, 0]);
-    for family in families() {
-        let frame = Frame::udp((family.friend, 1), (family.pod, 80));
-        for ingress_ifindex in [0, UPLINK] {
-            let later = frame.clone().with_fragment(100, false);
-            assert_eq!(
-                to_pod(&node, ingress_ifindex, &later),
-                Drop(Reason::Fragment)
-            );
-        }
-        let first = frame.with_fragment(0, true);
-        assert_eq!(to_pod(&node, UPLINK, &first), Pass(Reason::NotIsolated));
-    }
-}
-
-#[test]
 fn an_interface_nobody_published_takes_the_nodes_posture() {
     let mut node = node();
     let [v4, _] = families();

@@ -15,6 +15,7 @@ use nix::sys::socket::{
 mod attribute {
     pub(super) const LINK_MAC: u16 = 1;
     pub(super) const LINK_NAME: u16 = 3;
+    pub(super) const LINK_MTU: u16 = 4;
     pub(super) const LINK_INFO: u16 = 18;
     pub(super) const LINK_NAMESPACE: u16 = 28;
     pub(super) const INFO_KIND: u16 = 1;
@@ -149,6 +150,17 @@ impl Netlink {
         message.link(index, true);
         self.ask(message)
             .with_context(|| format!("setting link {index} up"))
+    }
+
+    /// Sets how large the packets are that a link takes, in bytes.
+    pub fn set_mtu(&mut self, index: u32, mtu: u32) -> Result<()> {
+        let mut message = Message::new(libc::RTM_NEWLINK, 0);
+        message.bytes(&[0; 4]);
+        message.bytes(&index.to_ne_bytes());
+        message.bytes(&[0; 8]);
+        message.word(attribute::LINK_MTU, mtu);
+        self.ask(message)
+            .with_context(|| format!("setting the MTU of link {index} to {mtu}"))
     }
 
     /// True once the link carries packets. A link is up before that: the kernel attaches its queue

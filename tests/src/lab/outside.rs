@@ -20,6 +20,9 @@ const WORLD_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 3));
 /// node's would then carry an address of the router's own, and not be answered.
 const WORLD_GATEWAY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 254, 4));
 
+/// The router's link to what is beyond it.
+const WORLD: u32 = ETH0 + 1;
+
 /// The router and what is beyond it.
 #[derive(Debug)]
 pub(super) struct Outside {
@@ -51,7 +54,7 @@ impl Lab {
         outside.router.add_route(Route {
             to: (address, host_bits(address)),
             via: Some(far),
-            link: ETH0 + 1,
+            link: WORLD,
             source: None,
             table: MAIN_TABLE,
         })?;
@@ -66,6 +69,18 @@ impl Lab {
                 veth: 0,
             },
         )
+    }
+
+    /// Makes the router's link to what is beyond it a narrow one, of `mtu` bytes, and gives the
+    /// router an address to say so from in each family: a link-local one is not routed to pods.
+    pub fn narrow_outside(&mut self, mtu: u32, router: [IpAddr; 2]) -> Result<()> {
+        let outside = self.outside.as_mut().context("nothing is beyond yet")?;
+        outside.router.set_mtu(WORLD, mtu)?;
+        for address in router {
+            let bits = host_bits(address);
+            outside.router.add_address(LOOPBACK, address, bits)?;
+        }
+        outside.router.set_up(LOOPBACK)
     }
 
     /// node uplink ── eth0 router world ── eth0 world; the node's default route leads there.
@@ -90,13 +105,13 @@ impl Lab {
         })?;
         let here = VethEnd {
             name: "world",
-            index: ETH0 + 1,
-            mac: mac(0x02, ETH0 + 1),
+            index: WORLD,
+            mac: mac(0x02, WORLD),
         };
         let there = VethEnd {
             name: "eth0",
             index: ETH0,
-            mac: mac(0x06, ETH0 + 1),
+            mac: mac(0x06, WORLD),
         };
         join(
             (&mut router, here),

@@ -1,0 +1,35 @@
+//! ICMP errors about known flows (RFC 792, RFC 4443 §2.4): they pass with the flow they are about,
+//! which makes path MTU discovery work whatever policy says of ICMP.
+//!
+//! An error is for whoever sent what it quotes, so its destination is the quoted source. Then the
+//! quoted flow is one of this endpoint's own or of nobody's: a pod can only tell its own peers, and
+//! only what they have sent to it. An error neither begins a flow nor keeps one alive.
+
+use super::{Seen, flow, ownership::is_same};
+use crate::conntrack::Signal;
+use crate::packet::Headers;
+
+/// Makes an error a packet of the flow that it quotes, if it quotes one.
+#[inline(never)]
+pub(super) fn turn_to_quoted_flow(seen: &mut Seen, headers: &Headers) {
+    let Some(quote) = &headers.quote else {
+        return;
+    };
+    if !is_same(quote.source, headers.destination) {
+        return;
+    }
+    seen.flow = flow::key_of_quote(quote, seen.at.hook, seen.slot());
+    seen.ports = (seen.flow.flow.local_port, seen.flow.flow.peer_port);
+    seen.signal = Signal::Related;
+}
+
+/// Makes an error about no known flow a packet of its own again, which policy judges.
+#[inline(never)]
+pub(super) fn turn_back(seen: &mut Seen, headers: &Headers) {
+    if !matches!(seen.signal, Signal::Related) {
+        return;
+    }
+    seen.flow = flow::key_of(headers, seen.at.hook, seen.slot());
+    seen.ports = (0, 0);
+    seen.signal = Signal::Untracked;
+}
