@@ -202,15 +202,16 @@ impl Watch {
             }
             Err(error) => vec![self.without_directory(&error)],
         };
-        findings.extend(self.events.fault(&self.path));
-        findings.extend(self.store.findings());
-        let findings = most_important(&self.path, findings);
         // Half-knowledge must not be the first word: see `Batch`.
         let changes = if self.is_complete {
             self.store.take_changes()
         } else {
             Vec::new()
         };
+        // Taking them is what finds objects that stand twice.
+        findings.extend(self.events.fault(&self.path));
+        findings.extend(self.store.findings());
+        let findings = most_important(&self.path, findings);
         if changes.is_empty() && self.told.as_ref() == Some(&findings) {
             return None;
         }
