@@ -7,7 +7,9 @@
 
 pub mod agent;
 pub mod bare;
+pub mod bridge;
 pub mod foreign;
+pub mod frames;
 pub mod manifests;
 pub mod measure;
 pub mod namespace;

@@ -125,11 +125,20 @@ impl Frame {
         Self::icmp(from, to, kind, 0, identifier)
     }
 
-    /// An ARP request.
+    /// An ARP request of somebody who has no address yet.
     pub fn arp() -> Vec<u8> {
+        Self::arp_of(1, [0; 4], [0; 4])
+    }
+
+    /// An ARP packet: 1 asks, 2 answers; whose protocol addresses it shows.
+    pub fn arp_of(operation: u16, sender: [u8; 4], target: [u8; 4]) -> Vec<u8> {
         let mut bytes = ethernet(0x0806);
-        bytes.extend([0, 1, 8, 0, 6, 4, 0, 1]);
-        bytes.resize(42, 0);
+        bytes.extend([0, 1, 8, 0, 6, 4]);
+        bytes.extend(operation.to_be_bytes());
+        bytes.extend([2, 0, 0, 0, 0, 2]);
+        bytes.extend(sender);
+        bytes.extend([0; 6]);
+        bytes.extend(target);
         bytes
     }
 

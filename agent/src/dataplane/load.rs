@@ -1,10 +1,11 @@
 //! Loads the programs over the pinned maps: maps that are pinned are taken as they are, missing
 //! ones are made.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use agent_common::maps::{MAPS, MapKind, MapSpec};
-use aya::programs::SchedClassifier;
+use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 
 use super::Options;
@@ -63,14 +64,26 @@ pub(crate) fn load(
             Some(_) | None => source.into(),
         })?;
     for name in PROGRAMS {
-        program(&mut ebpf, name)?
-            .load()
-            .map_err(|source| DataplaneError::Program {
-                program: name,
-                source,
-            })?;
+        load_program(program(&mut ebpf, name)?).map_err(|source| DataplaneError::Program {
+            program: name,
+            source,
+        })?;
     }
     Ok((ebpf, kept))
+}
+
+/// Loads a program. The verifier gives up when a signal comes, be it one that nobody waits for: a child
+/// that ends sends one. That says nothing about the program.
+fn load_program(program: &mut SchedClassifier) -> Result<(), ProgramError> {
+    const ATTEMPTS: u32 = 20;
+    for _ in 1..ATTEMPTS {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == ErrorKind::WouldBlock => {}
+            result => return result,
+        }
+    }
+    program.load()
 }
 
 /// A program of the object.

@@ -213,7 +213,8 @@ fn shown(arguments: &str) -> Result<Vec<Value>> {
     serde_json::from_str(&text).with_context(|| format!("tc {arguments}: {text}"))
 }
 
-fn run(program: &str, arguments: &str) -> Result<String> {
+/// Runs a program of iproute2 with its arguments, separated by spaces; what it says.
+pub(super) fn run(program: &str, arguments: &str) -> Result<String> {
     let output = Command::new(program)
         .args(arguments.split_whitespace())
         .output()
