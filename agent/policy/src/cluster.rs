@@ -10,13 +10,14 @@ mod owners;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use self::labels::LabelIndex;
 use self::namespaces::{Home, PodSlot};
 use self::owners::Owners;
+use crate::hash::HashMap;
 use crate::model::{
     Change, Direction, Namespace, NamespaceScope, Node, ObjectName, Phase, Pod, PodUid, Policy,
 };

@@ -9,7 +9,7 @@ mod resting;
 mod sets;
 mod transition;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use agent_common::maps::{PortKey, VerdictKey};
 use crate::cluster::{Cluster, Touched};
 use crate::compile::Compiler;
 use crate::compile::policy_sets::SetId;
+use crate::hash::HashMap;
 use crate::model::{Change, ObjectName, PodUid, RuleRef};
 use crate::plan::{Plan, Refused};
 use crate::tables::Tables;

@@ -2,7 +2,7 @@
 //! a restarted agent reads back, and what the packet path runs on in host tests.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use agent_common::Address;
 use agent_common::judge::PolicyTables;
@@ -11,6 +11,7 @@ use agent_common::maps::{
     Service, ServiceKey, Settings, VerdictKey,
 };
 
+use crate::hash::HashMap;
 use crate::plan::Write;
 
 /// Every policy map's content. Nothing here is derived: what is not in a map is not here.

@@ -11,6 +11,7 @@
 #[expect(
     dead_code,
     unreachable_pub,
+    clippy::disallowed_types,
     reason = "its modules are also those of a library"
 )]
 #[path = "../../../tests/src/machine.rs"]

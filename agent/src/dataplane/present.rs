@@ -1,9 +1,9 @@
 //! Reads the policy maps back as the planner's tables, for an agent that finds them in force.
 
-use std::collections::HashMap;
 use std::io;
 
 use agent_common::maps::{ENDPOINT_ROWS, ID_ROWS, Name, PEER_BUCKETS, Prefix};
+use agent_policy::hash::HashMap;
 use agent_policy::tables::Tables;
 
 use super::apply::unpacked;

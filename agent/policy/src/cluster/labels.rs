@@ -1,8 +1,9 @@
 //! Inverted indexes between labels and selectors: which labelled things a selector selects, and
 //! which selectors may select a set of labels, without looking at everything there is.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
+use crate::hash::HashMap;
 use crate::model::Labels;
 use crate::selector::{Operator, Requirement, Selector};
 
@@ -25,7 +26,7 @@ impl<Id> Default for LabelIndex<Id> {
     fn default() -> Self {
         Self {
             all: BTreeSet::new(),
-            keys: HashMap::new(),
+            keys: HashMap::default(),
         }
     }
 }
@@ -41,7 +42,7 @@ impl<Id: Clone + Ord> LabelIndex<Id> {
                     key.clone(),
                     KeyEntry {
                         present: BTreeSet::new(),
-                        values: HashMap::new(),
+                        values: HashMap::default(),
                     },
                 );
             }
@@ -149,8 +150,8 @@ pub struct SelectorIndex<Id> {
 impl<Id> Default for SelectorIndex<Id> {
     fn default() -> Self {
         Self {
-            by_value: HashMap::new(),
-            by_key: HashMap::new(),
+            by_value: HashMap::default(),
+            by_key: HashMap::default(),
             loose: BTreeSet::new(),
         }
     }

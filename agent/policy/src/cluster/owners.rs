@@ -1,10 +1,10 @@
 //! Which pod an address belongs to.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 
 use super::namespaces::PodSlot;
+use crate::hash::HashMap;
 use crate::model::{Pod, PodUid};
 
 /// The pods that state an address, by address.

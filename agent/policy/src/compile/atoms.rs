@@ -3,7 +3,7 @@
 
 mod selectors;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use super::peer_classes::ClassId;
 use super::policy_sets::{NameId, SetId};
 use super::prefixes::Net;
 use crate::cluster::Cluster;
+use crate::hash::HashMap;
 use crate::model::{NamespaceScope, Peer, Pod, Policy};
 use crate::selector::Selector;
 

@@ -1,9 +1,11 @@
 //! Peer classes: what an address is to the policies of this node, interned to small integers.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use agent_common::maps::IdKind;
+
+use crate::hash::HashMap;
 
 use super::atoms::AtomId;
 use super::ids::Ids;

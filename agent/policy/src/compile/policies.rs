@@ -1,6 +1,5 @@
 //! Policies of local endpoints, with their lists as atoms, and the rules an endpoint gets by them.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::atoms::{AtomContent, AtomId, Atoms};
@@ -9,6 +8,7 @@ use super::policy_sets::{Named, RulePorts, SetRule, SetRules};
 use super::port_names::PortNames;
 use super::rules::Rules;
 use crate::cluster::Cluster;
+use crate::hash::HashMap;
 use crate::model::{Direction, ObjectName, Peers, Pod, Policy, RuleRef};
 
 /// Policies that select a local endpoint, or did when they were last looked at.

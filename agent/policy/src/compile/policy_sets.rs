@@ -1,7 +1,7 @@
 //! Policy sets: the rules that judge an endpoint in one direction. Endpoints with equal rules
 //! share a set; a set never changes.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use agent_common::maps::IdKind;
@@ -10,6 +10,7 @@ use super::atoms::AtomId;
 use super::ids::Ids;
 use super::peer_classes::{ClassId, Token};
 use super::port_functions::{Flattening, Function, Outcome};
+use crate::hash::HashMap;
 use crate::model::{PortMatch, Ports, Protocol, RuleId};
 
 /// A policy set as the kernel knows it. Never used twice.

@@ -1,9 +1,10 @@
 //! Port names that egress rules resolve at the peer, and which of them ask every pod.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use super::peer_classes::ClassId;
 use super::policy_sets::{NameId, SetId};
+use crate::hash::HashMap;
 use crate::model::{Pod, Protocol};
 
 /// The (protocol, port name) pairs that rules use.

@@ -1,9 +1,9 @@
 //! The rows of `VERDICTS`: which function holds for a set and a class. A row never changes: sets
 //! and classes are what their content is, so rows only come and go.
 
-use std::collections::HashMap;
-
 use agent_common::maps::VerdictKey;
+
+use crate::hash::HashMap;
 
 use super::peer_classes::ClassId;
 use super::policy_sets::SetId;

@@ -5,7 +5,7 @@
 //! names nobody. A rule is forgotten when no set has it and the rows that did have rested, so
 //! nothing counts in its row any more either.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use agent_common::maps::{
@@ -15,6 +15,7 @@ use agent_common::maps::{
 use agent_common::verdict::Reason;
 
 use super::ids::Ids;
+use crate::hash::HashMap;
 use crate::model::{Direction, ObjectName, RuleId, RuleRef};
 use crate::plan::Write;
 
@@ -72,8 +73,8 @@ impl FreeRows {
 impl Default for Rules {
     fn default() -> Self {
         Self {
-            by_ref: HashMap::new(),
-            by_id: HashMap::new(),
+            by_ref: HashMap::default(),
+            by_id: HashMap::default(),
             unnamed: Vec::new(),
             loosened: BTreeSet::new(),
             named: 0,

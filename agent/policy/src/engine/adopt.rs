@@ -13,6 +13,7 @@ use crate::cluster::Cluster;
 use crate::compile::Compiler;
 use crate::compile::peer_classes::ClassId;
 use crate::compile::policy_sets::SetId;
+use crate::hash::HashMap;
 use crate::tables::Tables;
 
 impl Engine {
@@ -23,7 +24,7 @@ impl Engine {
         let mut compiler = Compiler::new(first_ids(present));
         let slots = Slots::adopt(present);
         let mut withdrawals = Vec::new();
-        let mut adopted = std::collections::HashMap::new();
+        let mut adopted = HashMap::default();
         let mut used = BTreeSet::new();
         for (ifindex, word) in &present.endpoints {
             let Some(config) = present.configs.get(&word.config_row) else {

@@ -1,6 +1,6 @@
 //! Local endpoints: whose they are, what is published for them, and the slots and rows they take.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use agent_common::maps::{CONFIG_ROWS, Config, NAME_SLOT, NameKey, SLOTS, config_
 
 use super::{LocalEndpoint, SlotOwner};
 use crate::compile::policy_sets::SetId;
+use crate::hash::HashMap;
 use crate::model::{ObjectName, Pod, PodUid};
 use crate::tables::Tables;
 
@@ -104,7 +105,7 @@ pub(super) struct Slots {
 
 impl Slots {
     pub(super) fn adopt(present: &Tables) -> Self {
-        let mut owners = HashMap::new();
+        let mut owners = HashMap::default();
         for (key, text) in &present.names {
             if key.kind == NAME_SLOT
                 && present.slots.contains(&key.id)

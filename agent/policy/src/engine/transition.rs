@@ -2,7 +2,7 @@
 //! their own while endpoints flip, who is judged differently, and who has to be judged again.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use agent_common::Address;
 use agent_common::maps::{PortFunction, VerdictKey};
@@ -12,6 +12,7 @@ use crate::compile::peer_classes::{ClassId, Token};
 use crate::compile::policy_sets::SetId;
 use crate::compile::port_functions::FunctionId;
 use crate::compile::prefixes::{Net, Row};
+use crate::hash::HashMap;
 
 /// A key's class before and after.
 pub(super) type Change = (ClassId, ClassId);
@@ -81,7 +82,7 @@ impl<'a> Transition<'a> {
             peers: peers.filter(|(_, row)| differs(row)).collect(),
             prefixes: prefixes.filter(|(_, row)| differs(row)).collect(),
             targets: BTreeSet::new(),
-            leaving: HashMap::new(),
+            leaving: HashMap::default(),
             changes: BTreeSet::new(),
             departures: BTreeMap::new(),
             revised: RefCell::default(),

@@ -1,12 +1,13 @@
 //! Who stands in the matrix, with which addresses, ports and rules.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{End, Port, Question};
 use crate::cluster::Cluster;
 use crate::evaluate::{is_node_of, isolating, nodes_at};
+use crate::hash::HashMap;
 use crate::model::{Direction, Finding, ObjectName, Phase, Pod, Policy, Rule, Severity};
 
 /// An end and what is the same for all its pairs.
@@ -129,7 +130,7 @@ pub(super) fn sides<'a>(
 ) -> (Vec<Side<'a>>, usize) {
     let mut numbering = Numbering {
         cluster,
-        first: HashMap::new(),
+        first: HashMap::default(),
         next: 0,
     };
     let mut sides = pods(cluster, &mut numbering, findings);

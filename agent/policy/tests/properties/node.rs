@@ -1,6 +1,6 @@
 //! A node: an engine, the maps it writes, and what the specification says of them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use agent_common::maps::{IdKind, NAME_SLOT, NameKey, peer_bucket};
 use agent_policy::cluster::Cluster;
 use agent_policy::engine::{Engine, LocalEndpoint, Options};
 use agent_policy::evaluate;
+use agent_policy::hash::HashMap;
 use agent_policy::model::{
     Change, Direction, Labels, NamespaceScope, ObjectName, Peer, Peers, Phase, Pod, PodUid, Policy,
     Ports, Protocol, Rule, RuleId, Verdict,
@@ -140,7 +141,7 @@ impl Node {
             tables: Tables::default(),
             now: Duration::from_secs(100),
             options,
-            identities: HashMap::new(),
+            identities: HashMap::default(),
             attached: BTreeMap::new(),
         }
     }

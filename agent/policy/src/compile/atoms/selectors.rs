@@ -1,11 +1,12 @@
 //! Which live atoms select a pod, without asking every atom.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{AtomId, PodPeer, Scope};
 use crate::cluster::Cluster;
 use crate::cluster::labels::SelectorIndex;
+use crate::hash::HashMap;
 use crate::model::{Labels, Pod};
 use crate::selector::Selector;
 

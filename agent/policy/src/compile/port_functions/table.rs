@@ -1,12 +1,12 @@
 //! The port functions in use, each once, and the rows of PORTS that long ones need.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use agent_common::maps::{IdKind, PortFunction, PortKey, PortVerdict};
 
 use super::Function;
 use crate::compile::ids::Ids;
+use crate::hash::HashMap;
 
 /// A function in use; only within this process.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
