@@ -21,7 +21,7 @@ use crate::config::{Config, Objects, OnCut};
 use crate::dataplane::{Dataplane, Diagnostics, Events, Options};
 use crate::reconcile::{Handle, Inputs, Reconciler};
 use crate::resets::Resets;
-use crate::{endpoints, http, source, telemetry};
+use crate::{endpoints, http, memory, source, telemetry};
 
 /// Questions waiting for the loop; whoever asks more waits.
 const QUESTIONS: usize = 64;
@@ -35,6 +35,7 @@ const DIAGNOSTICS_PERIOD: std::time::Duration = std::time::Duration::from_secs(1
 /// # Errors
 /// The agent cannot start, or its kernel side is lost.
 pub fn run(config: Config) -> anyhow::Result<()> {
+    memory::give_back();
     telemetry::init(config.log_format);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

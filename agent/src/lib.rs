@@ -4,7 +4,7 @@
 //! Objects come in through [`source`] and [`endpoints`], [`reconcile`] turns them into writes,
 //! [`dataplane`] carries those out; what the kernel reports comes back through [`flows`] and
 //! [`metrics`] to [`http`] and [`cli`], or is answered by [`resets`]. [`agent`] starts and stops it
-//! all.
+//! all, within what [`memory`] keeps.
 
 pub mod config;
 
@@ -32,4 +32,5 @@ pub mod http;
 pub mod cli;
 
 pub mod agent;
+pub mod memory;
 pub mod telemetry;

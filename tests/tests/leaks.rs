@@ -3,8 +3,11 @@
 #![expect(clippy::print_stdout, reason = "the run prints what it saw")]
 
 use std::collections::BTreeMap;
+use std::hint::black_box;
 use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
+use std::process::Command;
+use std::sync::Barrier;
 use std::time::Duration;
 
 use agent::dto::Status;
@@ -24,11 +27,9 @@ const FORGETFUL: [&str; 2] = ["denied", "pending"];
 /// Descriptors of answers that are still being closed.
 const CLOSING: usize = 4;
 const SETTLED_WITHIN: Duration = Duration::from_secs(30);
-/// What memory may grow by after the first pods. In the thorough run everything that is bounded in
-/// number is full by then: less than a KiB kept for each pod would take.
-fn growth() -> u64 {
-    if is_thorough() { 6 << 20 } else { 24 << 20 }
-}
+/// What memory may grow by after the first pods: in the thorough run less than a KiB kept for each
+/// pod would take, and everything that is bounded in number is full by then.
+const GROWTH: u64 = 6 << 20;
 
 /// Pods that come and go in all; the thorough run has 10 000.
 fn cycles() -> usize {
@@ -106,14 +107,7 @@ fn files(directory: &Path) -> Result<usize> {
 
 /// Memory of the agent's process that is its own, in bytes.
 fn memory(stage: &Stage) -> Result<u64> {
-    let agent = stage.agent.as_ref().context("the agent")?;
-    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"))
-        .context("RssAnon")?;
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kib << 10)
+    own_memory(stage.agent.as_ref().context("the agent")?.pid())
 }
 
 /// Some pods come, talk to the server, allowed and not, and go.
@@ -187,6 +181,70 @@ fn pods_that_come_and_go_leave_nothing_behind() -> Result<()> {
         memory_before >> 10,
         memory_after >> 10
     );
-    ensure!(memory_after < memory_before + growth(), "the agent grew");
+    ensure!(memory_after < memory_before + GROWTH, "the agent grew");
+    Ok(())
+}
+
+/// Memory of a process that is its own, in bytes.
+fn own_memory(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))
+        .context("RssAnon")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib << 10)
+}
+
+/// Says to the test below that it is the process to be looked at.
+const CHILD: &str = "PICKET_TEST_FREES";
+const THREADS: usize = 8;
+/// What each thread has for a moment.
+const EACH: usize = 12 << 20;
+
+/// In a process of its own, whose only work it is.
+#[test]
+fn what_threads_have_freed_is_not_kept() -> Result<()> {
+    if std::env::var_os(CHILD).is_some() {
+        return free_much();
+    }
+    let output = Command::new(std::env::current_exe()?)
+        .args([
+            "--exact",
+            "what_threads_have_freed_is_not_kept",
+            "--nocapture",
+        ])
+        .env(CHILD, "1")
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{said}");
+    Ok(())
+}
+
+fn free_much() -> Result<()> {
+    agent::memory::give_back();
+    let before = own_memory(std::process::id())?;
+    // From a block as large as this on, malloc would keep what is smaller.
+    drop(black_box(vec![1_u8; 2 * EACH]));
+    let all_have_some = Barrier::new(THREADS + 1);
+    let all_have_freed = Barrier::new(THREADS + 1);
+    let kept = std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                let some = black_box(vec![1_u8; EACH]);
+                all_have_some.wait();
+                drop(some);
+                all_have_freed.wait();
+                all_have_some.wait();
+            });
+        }
+        all_have_some.wait();
+        all_have_freed.wait();
+        let kept = own_memory(std::process::id());
+        all_have_some.wait();
+        kept
+    })?;
+    println!("{} KiB before, {} KiB after", before >> 10, kept >> 10);
+    ensure!(kept < before + EACH as u64, "freed memory is kept");
     Ok(())
 }
