@@ -1,6 +1,7 @@
 //! Flows folded into edges, bounded: who talks to whom on which port, decided how, how often.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 
 use crate::dto::{Edge, EdgeList, Flow, Party, VerdictWord, Window};
@@ -88,8 +89,10 @@ struct Entry {
 pub(super) struct Edges {
     since: jiff::Timestamp,
     by_key: HashMap<EdgeKey, Entry>,
-    /// Packets a refused row had when it was last reported, so that only the growth is added.
-    rows: HashMap<(String, String, String, Option<u16>), u32>,
+    /// Packets a refused row had when it was last reported, so that only the growth is added. By
+    /// the digest of who, whom and where: names of every pod that ever was would take megabytes.
+    rows: HashMap<u64, u32>,
+    digests: RandomState,
     evicted: u64,
 }
 
@@ -100,6 +103,7 @@ impl Edges {
             since,
             by_key: HashMap::new(),
             rows: HashMap::new(),
+            digests: RandomState::new(),
             evicted: 0,
         }
     }
@@ -135,12 +139,9 @@ impl Edges {
         if self.rows.len() >= MOST_ROWS {
             self.rows.clear();
         }
-        let row = (
-            flow.from.to_string(),
-            flow.to.to_string(),
-            flow.protocol.clone(),
-            flow.port,
-        );
+        let (from, to) = (flow.from.to_string(), flow.to.to_string());
+        let row = (from, to, &flow.protocol, flow.port);
+        let row = self.digests.hash_one(row);
         let before = self.rows.insert(row, flow.packets).unwrap_or(0);
         // A row that was cleared starts again.
         u64::from(flow.packets.checked_sub(before).unwrap_or(flow.packets))
@@ -291,6 +292,19 @@ mod tests {
             std::net::Ipv4Addr::from(24_999).to_string()
         );
         assert_eq!(list.evicted, 25_000 - list.items.len() as u64);
+    }
+
+    #[test]
+    fn what_is_remembered_of_a_flood_of_refusals_is_small() {
+        fn bytes<K, V>(map: &HashMap<K, V>) -> usize {
+            map.capacity() * size_of::<(K, V)>()
+        }
+        let mut edges = Edges::new(at(0));
+        for last in 0..20_000_u32 {
+            edges.add(&flow(world(last), VerdictWord::Deny, 1), at(1));
+            assert!(edges.rows.len() <= MOST_ROWS);
+        }
+        assert!(bytes(&edges.rows) < 1 << 20, "{}", bytes(&edges.rows));
     }
 
     #[test]
