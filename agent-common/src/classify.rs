@@ -129,7 +129,7 @@ pub fn look_closely<T: FlowTables, P: Packet + ?Sized>(
         refusals,
         key: _,
     } = room;
-    let kind = Read::of(packet, headers);
+    let kind = Read::of(packet, headers, at);
     // One load gives the row and the revision that every stamp below carries.
     let endpoint = tables.endpoint(at.ifindex);
     seen.read(at, packet.length(), tables.now(), endpoint, headers);
@@ -178,11 +178,7 @@ fn way<T: FlowTables>(
     config: Option<&Config>,
     decision: &mut Decision,
 ) -> Step {
-    let is_link_upkeep = match kind {
-        Read::Arp => return Step::Decided(Reason::Link),
-        Read::Ip => link::is_link_upkeep(headers, &seen.at),
-        Read::Nothing => false,
-    };
+    let is_link_upkeep = matches!(kind, Read::Link | Read::Neighbour);
     let Some(config) = config.filter(|config| config.flags & config_flags::PROGRAMMED != 0) else {
         return Step::Decided(if is_link_upkeep {
             Reason::Link
@@ -197,14 +193,23 @@ fn way<T: FlowTables>(
     match seen.at.hook {
         // The source, or the destination, is the endpoint's.
         Hook::FromPod | Hook::ToPod if ownership::owns(config, local) => {}
-        Hook::FromPod if is_link_upkeep && ownership::is_link_source(local) => {}
+        // Or, of link upkeep, one that never leaves the link, or none: ARP has none.
+        Hook::FromPod | Hook::ToPod
+            if is_link_upkeep && ownership::never_leaves_the_link(local) => {}
         Hook::FromPod => return Step::Decided(Reason::SpoofedSource),
-        // Groups are judged by policy; link upkeep also reaches the pod's link-local addresses.
-        Hook::ToPod if is_link_upkeep || local.is_group() => {}
+        // Groups are judged by policy.
+        Hook::ToPod if local.is_group() => {}
         Hook::ToPod => return Step::NotMine,
     }
     if is_link_upkeep {
-        return Step::Decided(Reason::Link);
+        let peer = seen.flow.flow.peer;
+        let would_leave = matches!((kind, seen.at.hook), (Read::Neighbour, Hook::FromPod))
+            && !link::is_on_link(config, peer);
+        return Step::Decided(if would_leave {
+            Reason::Malformed
+        } else {
+            Reason::Link
+        });
     }
     fragments::follow(tables, seen, config, headers, decision);
     if seen.is_settled {
@@ -363,8 +368,10 @@ impl Seen {
 /// What was read of a packet.
 #[derive(Clone, Copy)]
 enum Read {
-    /// ARP.
-    Arp,
+    /// ARP, or multicast listener discovery.
+    Link,
+    /// Neighbour discovery.
+    Neighbour,
     /// An IP packet's headers.
     Ip,
     /// It is not what it claims to be.
@@ -374,11 +381,11 @@ enum Read {
 impl Read {
     /// Not inlined: what it needs of the stack is free again afterwards.
     #[inline(never)]
-    fn of<P: Packet + ?Sized>(packet: &P, headers: &mut Headers) -> Self {
+    fn of<P: Packet + ?Sized>(packet: &P, headers: &mut Headers, at: &Arrival) -> Self {
         headers.clear();
         match packet::parse_into(packet, headers) {
-            Ok(Kind::Arp) => Self::Arp,
-            Ok(Kind::Ip) => Self::Ip,
+            Ok(Kind::Arp) => Self::Link,
+            Ok(Kind::Ip) => link::read(packet, headers, at),
             Err(_) => Self::Nothing,
         }
     }

@@ -2,7 +2,12 @@
 //!
 //! Each header has its own file; this one holds their order and what comes out. Whatever does
 //! not add up is a [`ParseError`], never a guess.
+//!
+//! VLAN tags (IEEE 802.1Q): the kernel takes the outermost one off before any program runs and puts it
+//! back behind them, so a tagged frame is read, and judged, as what is inside: a tag neither hides a
+//! packet nor makes it another. A tag below that one is an ethertype that we do not read.
 
+pub mod arp;
 pub mod ethernet;
 pub mod icmp;
 pub mod ipv4;
@@ -106,8 +111,10 @@ impl Packet for [u8] {
 pub enum ParseError {
     /// It ends inside its Ethernet header.
     EthernetTruncated,
-    /// Neither IPv4, IPv6 nor ARP.
+    /// Neither IPv4, IPv6 nor ARP; a VLAN tag that the kernel has left in the frame among them.
     Ethertype,
+    /// ARP that is too short or too long, or about other addresses than those of IPv4 on Ethernet.
+    Arp,
     /// It ends inside its IP header.
     IpTruncated,
     /// The version inside the IP header is not the one the ethertype says.
@@ -175,6 +182,8 @@ pub struct Headers {
     pub has_fragment_header: bool,
     /// An IPv6 hop-by-hop header was on the way.
     pub has_hop_by_hop: bool,
+    /// Any IPv6 extension header was on the way.
+    pub has_extension_header: bool,
 }
 
 impl Headers {
@@ -210,13 +219,14 @@ impl Headers {
         self.fragment_offset = zero as u16;
         self.has_fragment_header = zero != 0;
         self.has_hop_by_hop = zero != 0;
+        self.has_extension_header = zero != 0;
     }
 }
 
 /// What a frame is to us.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Frame {
-    /// An ARP packet, whatever it says.
+    /// An ARP packet.
     Arp,
     /// An IPv4 or IPv6 packet.
     Ip(Headers),
@@ -257,7 +267,10 @@ pub fn parse_into<P: Packet + ?Sized>(
     let extent = match ethernet::ethertype(packet)? {
         ethernet::IPV4 => ipv4::parse(packet, headers)?,
         ethernet::IPV6 => ipv6::parse(packet, headers)?,
-        ethernet::ARP => return Ok(Kind::Arp),
+        ethernet::ARP => {
+            arp::parse(packet, headers)?;
+            return Ok(Kind::Arp);
+        }
         _ => return Err(ParseError::Ethertype),
     };
     if headers.fragmentation != Fragmentation::Later {

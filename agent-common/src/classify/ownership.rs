@@ -34,11 +34,12 @@ pub(super) fn is_own(config: &Config, [a, b]: [u64; 2]) -> bool {
     ((a == c && b == d) || (a == e && b == f)) && (a | b) != 0
 }
 
-/// True for a source that is not the endpoint's but is right for link upkeep: none yet, or one
-/// that never leaves the link.
+/// True for an address that is not the endpoint's but is right for link upkeep: none yet, or one
+/// of the link alone.
 #[inline(always)]
-pub(super) fn is_link_source(address: Address) -> bool {
-    address.is_v6_link_local() || is_same(address, Address::UNSPECIFIED)
+pub(super) fn never_leaves_the_link(address: Address) -> bool {
+    let [a, b] = address.halves();
+    address.is_v6_link_local() || a | b == 0
 }
 
 #[inline(always)]

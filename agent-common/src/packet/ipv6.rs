@@ -54,6 +54,7 @@ pub(super) fn parse<P: Packet + ?Sized>(
     headers.protocol = protocol;
     headers.hop_limit = hop_limit;
     let transport = if is_extension(protocol) {
+        headers.has_extension_header = true;
         walk(packet, end, headers)?
     } else {
         HEADER_BYTES + BASE_BYTES

@@ -149,7 +149,7 @@ fn only_errors_are_errors() {
         let kinds: &[u8] = if family.pod.is_ipv4() {
             &[1, 2, 4, 5, 9, 10, 13, 40, 255]
         } else {
-            &[0, 5, 100, 127, 137, 138, 150, 255]
+            &[0, 5, 100, 127, 138, 139, 150, 255]
         };
         for &kind in kinds {
             let message = Frame::icmp_error(family.stranger, kind, 0, &frame, usize::MAX);

@@ -17,9 +17,16 @@ fn v6(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// Neighbour discovery: ICMPv6 with a hop limit that no router has touched.
+/// Neighbour discovery: ICMPv6 with a hop limit that no router has touched, about the pod's address.
 fn discovery(from: &str, to: &str, kind: u8) -> Frame {
-    Frame::icmp(v6(from), v6(to), kind, 0, 0).with_hop_limit(255)
+    about(from, to, kind, families()[1].pod)
+}
+
+/// The same about another address.
+fn about(from: &str, to: &str, kind: u8, target: IpAddr) -> Frame {
+    let mut frame = Frame::icmp(v6(from), v6(to), kind, 0, 0).with_hop_limit(255);
+    frame.payload.extend(Address::from(target).0);
+    frame
 }
 
 /// Multicast listener discovery: hop limit 1, behind a hop-by-hop header with a router alert.
@@ -47,17 +54,34 @@ fn frames_that_are_neither_ip_nor_arp_are_malformed() {
 }
 
 #[test]
+fn arp_speaks_of_the_pods_own_address_or_none() {
+    let node = node();
+    for operation in [1, 2] {
+        for (sender, expected) in [
+            ([10, 1, 0, 2], Pass(Reason::Link)),
+            ([0; 4], Pass(Reason::Link)),
+            ([10, 1, 0, 3], Drop(Reason::SpoofedSource)),
+            ([10, 1, 0, 1], Drop(Reason::SpoofedSource)),
+        ] {
+            let frame = Frame::arp_of(operation, sender, [10, 1, 0, 1]);
+            assert_eq!(from_pod_bytes(&node, &frame), expected, "{sender:?}");
+            let reached = to_pod_bytes(&node, NEIGHBOUR.0, &frame);
+            assert_eq!(reached, Pass(Reason::Link), "its sender was asked");
+        }
+    }
+}
+
+#[test]
 fn neighbour_discovery_passes_type_by_type() {
     let node = node();
     for kind in 130..=143 {
-        let is_known = matches!(kind, 133 | 135 | 136);
+        let expected = match kind {
+            133 | 135 | 136 => Pass(Reason::Link),
+            134 | 137 => Drop(Reason::Malformed),
+            _ => Drop(Reason::SpoofedSource),
+        };
         for (from, to) in [("::", "ff02::1:ff00:2"), ("fe80::2", "fd00:1::1")] {
             let outcome = from_pod(&node, &discovery(from, to, kind));
-            let expected = if is_known {
-                Pass(Reason::Link)
-            } else {
-                Drop(Reason::SpoofedSource)
-            };
             assert_eq!(outcome, expected, "type {kind} from {from}");
         }
     }
@@ -68,30 +92,81 @@ fn neighbour_discovery_passes_type_by_type() {
 }
 
 #[test]
-fn router_advertisements_and_redirects_come_from_the_node_only() {
-    let node = node();
-    for kind in [134, 137] {
-        let from_another = discovery("fe80::3", "ff02::1", kind);
-        assert_eq!(
-            to_pod(&node, NEIGHBOUR.0, &from_another),
-            Drop(Reason::IsolatedNoRule)
-        );
-        let from_us = discovery("fe80::2", "ff02::1", kind);
-        assert_eq!(from_pod(&node, &from_us), Drop(Reason::SpoofedSource));
+fn a_pod_speaks_of_its_own_addresses_unless_it_may_send_from_any() {
+    let mut node = node();
+    let neighbour = families()[1].neighbour;
+    let claims = [
+        about("fe80::2", "ff02::1", 136, neighbour),
+        about("fd00:1::2", "ff02::1", 136, neighbour),
+        about("fd00:1::3", "ff02::1", 136, families()[1].pod),
+        about("::", "ff02::1:ff00:3", 135, neighbour),
+    ];
+    for claim in &claims {
+        assert_eq!(from_pod(&node, claim), Drop(Reason::SpoofedSource));
+    }
+    let question = about("fd00:1::2", "ff02::1:ff00:3", 135, neighbour);
+    assert_eq!(from_pod(&node, &question), Pass(Reason::Link));
+    change_pod(&mut node, |config, _| {
+        config.flags |= config_flags::ANY_SOURCE;
+    });
+    for claim in &claims {
+        assert_eq!(from_pod(&node, claim), Pass(Reason::Link));
     }
 }
 
 #[test]
-fn neighbour_discovery_that_was_routed_is_not_exempt() {
+fn neighbour_discovery_never_leaves_the_pods_link() {
     let node = node();
-    let frame = discovery("fd00:9::9", "fd00:1::2", 135).with_hop_limit(254);
-    assert_eq!(to_pod(&node, UPLINK, &frame), Drop(Reason::IsolatedNoRule));
-    let fragment = discovery("fd00:9::9", "fd00:1::2", 135).with_fragment(0, false);
-    assert_eq!(
-        to_pod(&node, UPLINK, &fragment),
-        Drop(Reason::IsolatedNoRule),
-        "RFC 6980"
-    );
+    for (to, expected) in [
+        ("ff02::1", Pass(Reason::Link)),
+        ("fe80::1", Pass(Reason::Link)),
+        ("fd00:1::1", Pass(Reason::Link)),
+        ("fd00:2::9", Drop(Reason::Malformed)),
+        ("::2", Drop(Reason::Malformed)),
+    ] {
+        for kind in [133, 135, 136] {
+            let outcome = from_pod(&node, &discovery("fd00:1::2", to, kind));
+            assert_eq!(outcome, expected, "type {kind} to {to}");
+        }
+    }
+}
+
+#[test]
+fn router_advertisements_and_redirects_come_from_the_node_only() {
+    let node = node();
+    for kind in [134, 137] {
+        let from_another = discovery("fe80::3", "ff02::1", kind);
+        let expected = Drop(Reason::Malformed);
+        assert_eq!(to_pod(&node, NEIGHBOUR.0, &from_another), expected);
+        let from_us = discovery("fe80::2", "ff02::1", kind);
+        assert_eq!(from_pod(&node, &from_us), expected);
+    }
+}
+
+#[test]
+fn neighbour_discovery_that_was_routed_or_is_more_than_that_is_malformed() {
+    let node = node();
+    let frame = discovery("fd00:9::9", "fd00:1::2", 135);
+    let mut coded = frame.clone();
+    coded.payload[1] = 1;
+    let mut long = frame.clone();
+    long.payload.resize(100, 0);
+    for frame in [
+        frame.clone().with_hop_limit(254),
+        // RFC 6980.
+        frame.clone().with_fragment(0, false),
+        frame.clone().with_fragment(0, true),
+        frame.clone().with_extension(60, vec![0; 6]),
+        coded,
+        long,
+    ] {
+        let outcome = to_pod(&node, UPLINK, &frame);
+        assert_eq!(outcome, Drop(Reason::Malformed), "{frame:?}");
+    }
+    assert_eq!(to_pod(&node, UPLINK, &frame), Pass(Reason::Link));
+    let mut short = discovery("fd00:1::2", "ff02::1", 136);
+    short.payload.truncate(20);
+    assert_eq!(from_pod(&node, &short), Drop(Reason::Malformed));
 }
 
 #[test]

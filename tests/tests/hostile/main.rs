@@ -10,4 +10,6 @@
 mod fuzz;
 mod origin;
 mod parsing;
+mod recut;
 mod shop;
+mod source;
