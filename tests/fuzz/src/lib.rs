@@ -5,9 +5,10 @@
 //! program of four lines in `libfuzzer/src/bin/`.
 
 pub mod manifests;
+pub mod parse;
 
 /// A target's claim about any bytes; a panic says that it does not hold.
 pub type Claim = fn(&[u8]);
 
 /// Every target, by the name of its corpus and of its program.
-pub const TARGETS: &[(&str, Claim)] = &[("manifests", manifests::run)];
+pub const TARGETS: &[(&str, Claim)] = &[("manifests", manifests::run), ("parse", parse::run)];
