@@ -318,14 +318,12 @@ map_types! {
         pub peer_port: u16,
         /// When it was seen, in jiffies (low 32 bits).
         pub first_seen: u32,
+        /// How many bytes of what is in pieces are headers that were judged.
+        pub header_bytes: u16,
         /// IP protocol number.
         pub protocol: u8,
         /// TCP flags, ICMP type or the type of SCTP's first chunk.
         pub detail: u8,
-        /// ICMP code.
-        pub code: u8,
-        /// Zero.
-        pub reserved: u8,
     } = 12
 
     /// PASSED and DROPPED: exact traffic counts.

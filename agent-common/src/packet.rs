@@ -176,8 +176,11 @@ pub struct Headers {
     pub fragmentation: Fragmentation,
     /// Which packet a fragment is of.
     pub identification: u32,
-    /// Where a later fragment begins, in bytes from where its packet's first one does.
+    /// Of a later fragment, where it begins; of a first one, where its headers end. In bytes from
+    /// where what is in pieces begins.
     pub fragment_offset: u16,
+    /// Where in the frame what is in pieces begins: behind IPv4's header or IPv6's fragment header.
+    pieces_at: usize,
     /// An IPv6 fragment header was on the way, also in front of a whole packet (RFC 6946).
     pub has_fragment_header: bool,
     /// An IPv6 hop-by-hop header was on the way.
@@ -195,6 +198,18 @@ impl Headers {
         if quote::read(packet, at, end, is_v4, quote).is_none() {
             self.quote = None;
         }
+    }
+
+    /// Writes down how far the headers reach into what is in pieces. That is less than
+    /// [`MAX_HEADER_BYTES`] and a header.
+    #[inline(always)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "no header is looked for further from the start than 16 bits reach"
+    )]
+    const fn measure_pieces(&mut self, transport: usize) {
+        let end = transport + transport::header_bytes(self.protocol);
+        self.fragment_offset = end.wrapping_sub(self.pieces_at) as u16;
     }
 
     /// Says nothing again. Field by field, of zeros that the compiler does not see through: it
@@ -217,6 +232,7 @@ impl Headers {
         self.fragmentation = Fragmentation::Whole;
         self.identification = zero as u32;
         self.fragment_offset = zero as u16;
+        self.pieces_at = zero as usize;
         self.has_fragment_header = zero != 0;
         self.has_hop_by_hop = zero != 0;
         self.has_extension_header = zero != 0;
@@ -274,6 +290,7 @@ pub fn parse_into<P: Packet + ?Sized>(
         _ => return Err(ParseError::Ethertype),
     };
     if headers.fragmentation != Fragmentation::Later {
+        headers.measure_pieces(extent.transport);
         transport::parse(packet, extent, headers)?;
     }
     Ok(Kind::Ip)

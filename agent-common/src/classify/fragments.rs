@@ -17,7 +17,6 @@ const WAIT: u32 = 30;
 /// Remembers what the first fragment of a packet shows, which passes.
 #[inline(never)]
 pub(super) fn remember<T: FlowTables>(tables: &T, seen: &Seen, headers: &Headers) {
-    let (detail, code) = seen.detail;
     let flow = &seen.flow.flow;
     tables.insert_fragment(
         &key_of(seen, headers),
@@ -26,9 +25,8 @@ pub(super) fn remember<T: FlowTables>(tables: &T, seen: &Seen, headers: &Headers
             peer_port: flow.peer_port,
             first_seen: seen.now32(),
             protocol: flow.protocol,
-            detail,
-            code,
-            reserved: 0,
+            detail: seen.detail.0,
+            header_bytes: headers.fragment_offset,
         },
     );
 }
@@ -55,8 +53,8 @@ pub(super) fn follow<T: FlowTables>(
         seen.is_settled = true;
         return;
     };
-    // RFC 1858 §4, RFC 5722: it would lie over the header that was judged.
-    if usize::from(headers.fragment_offset) < transport::header_bytes(first.protocol) {
+    // RFC 1858 §4, RFC 5722: it would lie over the headers that were judged.
+    if headers.fragment_offset < first.header_bytes {
         decision.reason = Reason::Malformed;
         seen.is_settled = true;
         return;
@@ -65,7 +63,7 @@ pub(super) fn follow<T: FlowTables>(
     flow.local_port = first.local_port;
     flow.peer_port = first.peer_port;
     flow.protocol = first.protocol;
-    seen.detail = (first.detail, first.code);
+    seen.detail = (first.detail, 0);
     seen.signal = match first.protocol {
         protocol::TCP | protocol::SCTP => Signal::Segment,
         protocol::ICMP | protocol::ICMPV6 => {

@@ -58,8 +58,7 @@ pub(super) fn parse<P: Packet + ?Sized>(
     headers.protocol = protocol;
     headers.source = Address::from_v4(source);
     headers.destination = Address::from_v4(destination);
-    Ok(Extent {
-        transport: HEADER_BYTES + header_bytes,
-        end,
-    })
+    let transport = HEADER_BYTES + header_bytes;
+    headers.pieces_at = transport;
+    Ok(Extent { transport, end })
 }

@@ -136,8 +136,11 @@ fn follow<P: Packet + ?Sized>(
         HOP_BY_HOP => headers.has_hop_by_hop = true,
         // Its third byte is the type, its fourth the segments left.
         ROUTING if b3 != 0 => return Err(ParseError::Routing),
+        // One of a fragment would have to be put together twice (RFC 8200 §4.1: once at most).
+        FRAGMENT if headers.has_fragment_header => return Err(ParseError::ExtensionChain),
         FRAGMENT => {
             headers.has_fragment_header = true;
+            headers.pieces_at = *offset;
             headers.identification = u32::from_be_bytes([i0, i1, i2, i3]);
             let field = u16::from_be_bytes([b2, b3]);
             headers.fragment_offset = field & FRAGMENT_OFFSET;

@@ -122,6 +122,31 @@ fn fragments_that_lie_over_the_header_are_malformed() {
 }
 
 #[test]
+fn fragments_that_lie_over_a_header_behind_options_are_malformed() {
+    let (node, [_, family]) = (node(), families());
+    // An allowed port behind destination options, which are in pieces like what follows them.
+    let more_of_the_seventh = vec![0, 1, 0, 0, 0, 7];
+    let packet = Frame::udp((family.pod, 40_000), (family.friend, 443))
+        .with_extension(44, more_of_the_seventh)
+        .with_extension(60, vec![0; 6]);
+    assert_eq!(from_pod(&node, &packet), Pass(Reason::Rule));
+    let plain = Frame::udp((family.pod, 40_000), (family.friend, 444)).with_identification(7);
+    let outcome = from_pod(&node, &plain.clone().with_fragment(1, true));
+    assert_eq!(outcome, Drop(Reason::Malformed), "it would be another port");
+    assert_eq!(from_pod(&node, &later(&plain, 16)), Pass(Reason::Reply));
+}
+
+#[test]
+fn a_fragment_of_a_fragment_is_malformed() {
+    let (node, [_, family]) = (node(), families());
+    let packet = Frame::udp((family.pod, 40_000), (family.friend, 443));
+    let twice = packet
+        .with_extension(44, vec![0, 1, 0, 0, 0, 7])
+        .with_extension(44, vec![0, 1, 0, 0, 0, 8]);
+    assert_eq!(from_pod(&node, &twice), Drop(Reason::Malformed));
+}
+
+#[test]
 fn a_first_fragment_too_small_for_its_header_is_malformed() {
     for family in families() {
         let node = node();

@@ -75,7 +75,7 @@ fn plain_reading(bytes: &[u8]) -> Option<Reading> {
             protocol = *packet.get(6)?;
             rest = packet.get(40..)?;
             is_later = false;
-            let mut followed = 0;
+            let (mut followed, mut is_fragment) = (0, false);
             while !is_later && [0, 43, 44, 51, 60].contains(&protocol) {
                 let length = match protocol {
                     44 => 8,
@@ -85,6 +85,9 @@ fn plain_reading(bytes: &[u8]) -> Option<Reading> {
                 rest.get(..8)?;
                 if followed == 8 || protocol == 0 && followed > 0 || protocol == 43 && rest[3] != 0
                 {
+                    return None;
+                }
+                if protocol == 44 && std::mem::replace(&mut is_fragment, true) {
                     return None;
                 }
                 is_later = protocol == 44 && word(rest, 2)? >> 3 != 0;
