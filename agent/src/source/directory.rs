@@ -4,7 +4,7 @@
 //! do not. A file that cannot be read as objects keeps its last good content in force and is
 //! reported until mended; a file that is being written is read when its writer closes it. Whatever
 //! is there, time and memory are bounded and nothing is waited for: the limits are in `walk`,
-//! `scan`, [`super::documents`] and [`super::object`].
+//! `scan`, `documents` and `object`.
 
 mod events;
 mod read;
