@@ -21,10 +21,10 @@ use agent_policy::tables::Tables;
 use tests::lab::namespace::{Namespace, leave_the_machine};
 use tests::lab::netlink::{Netlink, VethEnd};
 use tests::machine::Machine;
-use tests::runs::seed;
+use tests::runs::{Dice, seed};
 use zerocopy::FromBytes as _;
 
-use random::{Dice, ENDPOINTS, RULES, UNKNOWN, packet};
+use random::{ENDPOINTS, RULES, UNKNOWN, packet};
 
 /// Table states, and packets through each.
 const ROUNDS: u32 = 60;
@@ -183,7 +183,7 @@ fn differences(
 #[test]
 fn kernel_and_host_agree_on_random_packets_and_tables() {
     let seed = seed(0x9e37_79b9_7f4a_7c15);
-    let mut dice = Dice(seed);
+    let mut dice = Dice::of(seed);
     let (mut dataplane, _pods) = dataplane();
     let mut events = dataplane.events().unwrap();
     let mut machine = Machine::new(Tables::default());

@@ -12,6 +12,7 @@ use agent_common::maps::{
 use agent_policy::plan::Write;
 use agent_policy::tables::Tables;
 use tests::packets::Frame;
+use tests::runs::Dice;
 
 /// Interfaces with a published endpoint, and their slots; one more has none.
 pub(crate) const ENDPOINTS: [(u32, u32); 3] = [(11, 1), (12, 2), (13, 3)];
@@ -23,32 +24,6 @@ const SETS: u32 = 6;
 const CLASSES: u32 = 5;
 const FUNCTIONS: u32 = 3;
 const PORTS: [u16; 6] = [79, 80, 81, 443, 1023, 1024];
-
-/// xorshift64*: a run is known by its seed.
-pub(crate) struct Dice(pub(crate) u64);
-
-impl Dice {
-    fn roll(&mut self, below: u32) -> u32 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let high = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
-        u32::try_from(high).unwrap() % below
-    }
-
-    fn one_in(&mut self, chances: u32) -> bool {
-        self.roll(chances) == 0
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        let len = u32::try_from(from.len()).unwrap();
-        from[usize::try_from(self.roll(len)).unwrap()]
-    }
-
-    fn byte(&mut self) -> u8 {
-        u8::try_from(self.roll(256)).unwrap()
-    }
-}
 
 fn address(text: &str) -> IpAddr {
     text.parse().unwrap()

@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use tests::lab::frames::switch::{Fate, Lying, Switch, at_the_hook, hex};
 use tests::lab::objects::{namespace, pod, policy};
 use tests::packets::Frame;
-use tests::runs::{is_thorough, seed};
+use tests::runs::{Dice, is_thorough, seed};
 
 /// Frames in all, frames under one choice of policies, and frames sent in one go.
 fn frames() -> usize {
@@ -28,31 +28,6 @@ const AT_ONCE: usize = 250;
 
 const PODS: usize = 4;
 const PORTS: [u16; 6] = [0, 79, 80, 81, 443, 40_000];
-
-/// xorshift64*: a run is known by its seed.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, below: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let high = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
-        usize::try_from(high).unwrap() % below
-    }
-
-    fn one_in(&mut self, chances: usize) -> bool {
-        self.roll(chances) == 0
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.roll(from.len())]
-    }
-
-    fn byte(&mut self) -> u8 {
-        u8::try_from(self.roll(256)).unwrap()
-    }
-}
 
 fn name(pod: usize) -> String {
     format!("fuzz/pod-{pod}")
@@ -270,7 +245,7 @@ type Fates = BTreeMap<String, usize>;
 
 /// Some thousand frames on one node, under one choice of policies.
 fn on_a_node(seed: u64, count: usize) -> Result<Fates> {
-    let mut dice = Dice(seed);
+    let mut dice = Dice::of(seed);
     let cluster = cluster(&mut dice);
     let mut switch = Switch::open(&cluster).context(cluster.clone())?;
     let mut fates = Fates::new();
