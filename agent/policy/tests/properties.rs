@@ -447,42 +447,6 @@ fn an_address_that_another_pod_takes_over_is_judged_again_although_its_class_sta
     assert_eq!(plan.summary.peers_moved, 0, "its class stays: {plan:?}");
 }
 
-#[test]
-fn a_list_that_changes_moves_only_what_it_gained_or_lost() {
-    let mut node = Node::new(Options::default());
-    node.happen(&node::admitting_ranges());
-    node.settle().unwrap();
-    let shown = |write: &Write| {
-        let kinds = [
-            (matches!(write, Write::PutPrefix(..)), "put"),
-            (matches!(write, Write::DeletePrefix(_)), "delete"),
-            (matches!(write, Write::Flip { .. }), "flip"),
-        ];
-        let kind = kinds.iter().find(|(is_it, _)| *is_it);
-        kind.map_or("other", |(_, kind)| kind)
-    };
-    for (ranges, expected) in [
-        (&["203.0.113.0/24"][..], &["put", "flip"][..]),
-        (&["203.0.113.0/24", "192.0.2.0/25"], &["put"]),
-        (&[], &["delete", "delete", "flip"]),
-    ] {
-        // Nothing that rests is in the way.
-        node.settle_down().unwrap();
-        let before = node.tables.endpoints.clone();
-        node.happen(&[node::with_ranges(ranges)]);
-        let plan = node.engine.plan(node.now).unwrap();
-        let writes = plan.map(|plan| plan.writes.clone()).unwrap_or_default();
-        assert_eq!(writes.iter().map(shown).collect::<Vec<_>>(), expected);
-        node.tables.apply_all(&writes);
-        node.engine.written(node.now);
-        node.check_against_specification().unwrap();
-        for (ifindex, word) in &node.tables.endpoints {
-            let row = before[ifindex].config_row;
-            assert_eq!(word.config_row, row, "only its revision is new");
-        }
-    }
-}
-
 /// Places of endpoints; the first is nobody's.
 const PLACES: usize = agent_common::maps::SLOTS as usize - 1;
 

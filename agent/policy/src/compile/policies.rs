@@ -1,6 +1,5 @@
 //! Policies of local endpoints, with their lists as atoms, and the rules an endpoint gets by them.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::atoms::{AtomContent, AtomId, Atoms};
@@ -16,8 +15,6 @@ use crate::model::{Direction, ObjectName, Peers, Pod, Policy, RuleRef};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Policies {
     by_name: HashMap<ObjectName, Compiled>,
-    /// Those that may have changed since.
-    stale: BTreeMap<ObjectName, Compiled>,
 }
 
 /// The atoms of a policy's rules by direction; `None` for everyone.
@@ -26,34 +23,13 @@ struct Compiled {
     atoms: [Vec<Option<AtomId>>; 2],
 }
 
-impl Compiled {
-    fn atom(&self, direction: Direction, index: usize) -> Option<AtomId> {
-        let list = match direction {
-            Direction::Ingress => &self.atoms[0],
-            Direction::Egress => &self.atoms[1],
-        };
-        *list.get(index)?
-    }
-
-    fn forget_mentions(&self, atoms: &mut Atoms) {
-        for atom in self.atoms.iter().flatten().flatten() {
-            atoms.forget_mention(*atom);
-        }
-    }
-}
-
 impl Policies {
-    /// The policy may no longer be what it was.
-    pub(crate) fn doubt(&mut self, name: &ObjectName) {
-        if let Some((name, compiled)) = self.by_name.remove_entry(name) {
-            self.stale.insert(name, compiled);
-        }
-    }
-
-    /// Forgets what policies were that have changed and select nobody here any more.
-    pub(crate) fn forget_stale(&mut self, atoms: &mut Atoms) {
-        for compiled in std::mem::take(&mut self.stale).into_values() {
-            compiled.forget_mentions(atoms);
+    /// The policy is no longer what it was.
+    pub(crate) fn forget(&mut self, name: &ObjectName, atoms: &mut Atoms) {
+        if let Some(compiled) = self.by_name.remove(name) {
+            for atom in compiled.atoms.iter().flatten().flatten() {
+                atoms.forget_mention(*atom);
+            }
         }
     }
 
@@ -64,32 +40,25 @@ impl Policies {
         index: usize,
         atoms: &mut Atoms,
     ) -> Option<AtomId> {
-        if let Some(compiled) = self.by_name.get(&policy.name) {
-            return compiled.atom(direction, index);
-        }
-        let before = self.stale.remove(&policy.name);
-        let compiled = Compiled {
-            atoms: Direction::ALL.map(|direction| {
-                let rules = policy.rules(direction).iter().enumerate();
+        if !self.by_name.contains_key(&policy.name) {
+            let compiled = Direction::ALL.map(|direction| {
+                let rules = policy.rules(direction).iter();
                 rules
-                    .map(|(index, rule)| {
-                        let Peers::Any(peers) = &rule.peers else {
-                            return None;
-                        };
-                        let before = before.as_ref();
-                        let before = before.and_then(|before| before.atom(direction, index));
-                        Some(atoms.mention(AtomContent::of(policy, peers), before))
+                    .map(|rule| match &rule.peers {
+                        Peers::All => None,
+                        Peers::Any(peers) => Some(atoms.mention(AtomContent::of(policy, peers))),
                     })
                     .collect()
-            }),
-        };
-        // After the new mentions: what both have stays.
-        if let Some(before) = before {
-            before.forget_mentions(atoms);
+            });
+            self.by_name
+                .insert(policy.name.clone(), Compiled { atoms: compiled });
         }
-        let found = compiled.atom(direction, index);
-        self.by_name.insert(policy.name.clone(), compiled);
-        found
+        let compiled = self.by_name.get(&policy.name)?;
+        let list = match direction {
+            Direction::Ingress => &compiled.atoms[0],
+            Direction::Egress => &compiled.atoms[1],
+        };
+        *list.get(index)?
     }
 }
 

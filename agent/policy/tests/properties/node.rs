@@ -152,7 +152,6 @@ impl Node {
                 Event::Change(change) => {
                     let _touched = self.engine.apply(change.clone());
                 }
-                Event::Relist(name, place, peers) => self.relist(name, *place, peers),
                 Event::Attach(pod) => {
                     let endpoint = local(*pod);
                     self.attached.insert(endpoint.ifindex, *pod);
@@ -167,19 +166,6 @@ impl Node {
             }
             self.identify();
         }
-    }
-
-    fn relist(&mut self, name: &ObjectName, place: usize, peers: &[Peer]) {
-        let Some(policy) = self.engine.cluster().policy(name) else {
-            return;
-        };
-        let mut policy = Policy::clone(policy);
-        let rules = policy.ingress.len() + policy.egress.len();
-        let mut all = policy.ingress.iter_mut().chain(&mut policy.egress);
-        if let Some(rule) = all.nth(place % rules.max(1)) {
-            rule.peers = Peers::Any(peers.to_vec());
-        }
-        let _touched = self.engine.apply(Change::Policy(Box::new(policy)));
     }
 
     fn identify(&mut self) {
@@ -443,26 +429,6 @@ pub(crate) fn taken_over() -> ([Vec<Event>; 2], IpAddr) {
         Event::Attach(0),
     ];
     ([first, vec![change(heir)]], address)
-}
-
-/// A local pod that admits some ranges.
-pub(crate) fn admitting_ranges() -> Vec<Event> {
-    let pod = Event::Change(Change::Pod(Box::new(plain_pod(0))));
-    vec![pod, Event::Attach(0), with_ranges(&[])]
-}
-
-/// The same pod's policy, which names these ranges beside two others.
-pub(crate) fn with_ranges(ranges: &[&str]) -> Event {
-    let ranges = ["192.0.2.0/24", "198.51.100.0/24"].iter().chain(ranges);
-    let ranges = ranges.map(|range| Peer::Block {
-        cidr: range.parse().unwrap(),
-        except: Vec::new(),
-    });
-    let rule = Rule {
-        peers: Peers::Any(ranges.collect()),
-        ports: Ports::All,
-    };
-    Event::Change(Change::Policy(Box::new(isolating(vec![rule]))))
 }
 
 /// So many local pods that one policy isolates, then the policy is gone.

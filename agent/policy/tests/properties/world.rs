@@ -269,22 +269,10 @@ pub(crate) fn policy() -> impl Strategy<Value = Change> {
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     Change(Change),
-    /// One of a policy's rules, whichever it is, has another list of peers; all else stays.
-    Relist(ObjectName, usize, Vec<Peer>),
     /// A local pod's interface appears.
     Attach(usize),
     /// It goes.
     Detach(usize),
-}
-
-fn relist() -> impl Strategy<Value = Event> {
-    let name = (
-        prop::sample::select(&NAMESPACES[..2]),
-        prop::sample::select(&["p", "q", "r"][..]),
-    );
-    (name, 0..6_usize, vec(peer(), 0..4)).prop_map(|((namespace, name), place, peers)| {
-        Event::Relist(ObjectName::new(namespace, name), place, peers)
-    })
 }
 
 pub(crate) fn event() -> impl Strategy<Value = Event> {
@@ -300,7 +288,6 @@ pub(crate) fn event() -> impl Strategy<Value = Event> {
         4 => namespace().prop_map(Event::Change),
         10 => policy().prop_map(Event::Change),
         3 => gone.prop_map(Event::Change),
-        6 => relist(),
         1 => (0..LOCAL).prop_map(Event::Detach),
         2 => (0..LOCAL).prop_map(Event::Attach),
     ]
