@@ -15,6 +15,7 @@ pub mod measure;
 pub mod namespace;
 pub mod netlink;
 pub mod objects;
+pub mod offload;
 mod outside;
 pub mod pair;
 pub mod pins;

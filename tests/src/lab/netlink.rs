@@ -18,6 +18,8 @@ mod attribute {
     pub(super) const LINK_MTU: u16 = 4;
     pub(super) const LINK_INFO: u16 = 18;
     pub(super) const LINK_NAMESPACE: u16 = 28;
+    pub(super) const LINK_LARGEST: u16 = 41;
+    pub(super) const LINK_LARGEST_V4: u16 = 63;
     pub(super) const INFO_KIND: u16 = 1;
     pub(super) const INFO_DATA: u16 = 2;
     pub(super) const VETH_PEER: u16 = 1;
@@ -161,6 +163,18 @@ impl Netlink {
         message.word(attribute::LINK_MTU, mtu);
         self.ask(message)
             .with_context(|| format!("setting the MTU of link {index} to {mtu}"))
+    }
+
+    /// Sets how large the packets are that sockets leave to a link to cut, in bytes.
+    pub fn set_largest(&mut self, index: u32, bytes: u32) -> Result<()> {
+        let mut message = Message::new(libc::RTM_NEWLINK, 0);
+        message.bytes(&[0; 4]);
+        message.bytes(&index.to_ne_bytes());
+        message.bytes(&[0; 8]);
+        message.word(attribute::LINK_LARGEST, bytes);
+        message.word(attribute::LINK_LARGEST_V4, bytes);
+        self.ask(message)
+            .with_context(|| format!("letting link {index} cut {bytes} bytes"))
     }
 
     /// True once the link carries packets. A link is up before that: the kernel attaches its queue
