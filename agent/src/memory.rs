@@ -15,9 +15,6 @@ pub fn give_back() {
     #[cfg(target_env = "gnu")]
     for (parameter, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, OWN_PAGES)] {
         // SAFETY: mallopt takes two numbers, and no other thread runs that could allocate.
-        let is_set = unsafe { libc::mallopt(parameter, value) } == 1;
-        if !is_set {
-            tracing::debug!(parameter, value, "malloc does not know this");
-        }
+        let _set_or_unknown = unsafe { libc::mallopt(parameter, value) };
     }
 }

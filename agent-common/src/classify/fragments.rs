@@ -1,9 +1,10 @@
 //! Fragments: later ones have no ports and follow the first one of their packet (RFC 791 §3.2,
 //! RFC 8200 §4.5).
 //!
-//! What a first fragment shows is remembered when it passes, by hook: with `nf_conntrack` the node puts
-//! packets together and cuts them anew in between. A later one is then judged as a packet of that
-//! flow. One that comes before its first is dropped unless the verdict is the same for all ports.
+//! What a first fragment shows is remembered when it passes, by endpoint: with `nf_conntrack` the node
+//! puts packets together and cuts them anew between one pod and another. A later one is then judged as a
+//! packet of that flow. One that comes before its first is dropped unless the verdict is the same for all
+//! ports.
 
 use super::{Decision, Seen, steps, tables::FlowTables};
 use crate::conntrack::{self, Signal};

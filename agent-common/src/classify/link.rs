@@ -8,7 +8,7 @@
 use super::{Arrival, Hook, Read};
 use crate::address::Address;
 use crate::maps::Config;
-use crate::packet::{Head as _, Headers, Packet, icmp::v6, transport::protocol};
+use crate::packet::{Head as _, Headers, Packet, ethernet, icmp::v6, transport::protocol};
 
 /// The hop limit that shows a packet was not routed (RFC 4861 §7.1.1).
 const UNROUTED: u8 = 255;
@@ -16,7 +16,7 @@ const UNROUTED: u8 = 255;
 const UNROUTABLE: u8 = 1;
 /// Offset in the frame of the target of a neighbour's message, which has no extension headers: hosts
 /// do not send them, and they make room for other things.
-const TARGET: usize = 14 + 40 + 8;
+const TARGET: usize = ethernet::HEADER_BYTES + 40 + 8;
 /// Longest frame of a neighbour's message. With every option that hosts send it takes 94 bytes; what
 /// is much longer carries something else.
 const LONGEST: u32 = 128;
@@ -96,17 +96,9 @@ fn read_claim<P: Packet + ?Sized>(packet: &P, headers: &mut Headers) -> bool {
 /// its gateway's does.
 #[inline(always)]
 pub(super) fn is_on_link(config: &Config, destination: Address) -> bool {
-    let [first, ..] = destination.words();
     let [prefix, _] = destination.halves();
     let [one, other] = &config.addresses;
-    is_group(first)
+    destination.is_group()
         || destination.is_v6_link_local()
         || (prefix != 0 && (prefix == one.halves()[0] || prefix == other.halves()[0]))
-}
-
-/// The same as [`Address::is_group`], of an IPv6 address by its first word.
-#[inline(always)]
-const fn is_group(first: u32) -> bool {
-    const GROUP: u32 = u32::from_ne_bytes([0xff, 0, 0, 0]);
-    first & GROUP == GROUP
 }

@@ -6,7 +6,7 @@ use super::{
 use crate::address::Address;
 
 /// Bytes of the header without options.
-const BASE_BYTES: usize = 20;
+pub(super) const BASE_BYTES: usize = 20;
 const VERSION_AND_LENGTH: usize = HEADER_BYTES;
 const TOTAL_LENGTH: usize = HEADER_BYTES + 2;
 const IDENTIFICATION: usize = HEADER_BYTES + 4;
@@ -17,7 +17,7 @@ const DESTINATION: usize = HEADER_BYTES + 16;
 /// "More fragments", of the fragment field.
 const MORE_FRAGMENTS: u16 = 0x2000;
 /// Offset in units of eight bytes, of the fragment field.
-const FRAGMENT_OFFSET: u16 = 0x1fff;
+pub(super) const FRAGMENT_OFFSET: u16 = 0x1fff;
 
 /// Reads the header; options are skipped.
 ///

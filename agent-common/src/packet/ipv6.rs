@@ -6,7 +6,7 @@ use super::{
 };
 
 /// Bytes of the fixed header.
-const BASE_BYTES: usize = 40;
+pub(super) const BASE_BYTES: usize = 40;
 const VERSION: usize = HEADER_BYTES;
 const PAYLOAD_LENGTH: usize = HEADER_BYTES + 4;
 const NEXT_AND_HOP_LIMIT: usize = HEADER_BYTES + 6;
@@ -15,7 +15,7 @@ const DESTINATION: usize = HEADER_BYTES + 24;
 
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+pub(super) const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 
@@ -25,7 +25,7 @@ pub const MAX_EXTENSIONS: usize = 8;
 /// "More fragments", of the fragment header's offset field.
 const MORE_FRAGMENTS: u16 = 1;
 /// Offset in units of eight bytes, in place.
-const FRAGMENT_OFFSET: u16 = 0xfff8;
+pub(super) const FRAGMENT_OFFSET: u16 = 0xfff8;
 
 /// Reads the fixed header and walks the extension headers.
 ///

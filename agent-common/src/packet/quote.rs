@@ -1,6 +1,6 @@
 //! What an ICMP error quotes: the beginning of the packet it is about (RFC 792, RFC 4443 §2.4 (c)).
 
-use super::{Packet, icmp, transport, transport::protocol};
+use super::{Packet, icmp, ipv4, ipv6, transport, transport::protocol};
 use crate::address::Address;
 use icmp::Echo;
 
@@ -23,9 +23,6 @@ pub struct Quote {
 
 /// RFC 792 quotes this much of the transport, ports among it.
 const TRANSPORT_BYTES: usize = 8;
-const V4_BYTES: usize = 20;
-const V6_BYTES: usize = 40;
-const FRAGMENT_HEADER: u8 = 44;
 
 /// Reads the quote at `at`, of the family of the error itself. `None` when it tells no ports: it is
 /// too short, a later fragment, an error of its own, or has extension headers other than the one
@@ -62,28 +59,11 @@ pub(super) fn read<P: Packet + ?Sized>(
 /// The header of an IPv4 packet; returns where its transport begins.
 #[inline(always)]
 fn read_v4<P: Packet + ?Sized>(packet: &P, at: usize, quote: &mut Quote) -> Option<usize> {
-    let head: [u8; 16] = packet.load(at)?;
-    let [
-        version_and_length,
-        _,
-        _,
-        _,
-        _,
-        _,
-        f0,
-        f1,
-        _,
-        protocol,
-        _,
-        _,
-        s0,
-        s1,
-        s2,
-        s3,
-    ] = head;
+    let [version_and_length, _, _, _, _, _, f0, f1] = packet.load(at)?;
+    let [_, protocol, _, _, s0, s1, s2, s3] = packet.load(at + 8)?;
     let header_bytes = ((version_and_length & 0xf) as usize) << 2;
-    let is_later = u16::from_be_bytes([f0, f1]) & 0x1fff != 0;
-    if version_and_length >> 4 != 4 || header_bytes < V4_BYTES || is_later {
+    let is_later = u16::from_be_bytes([f0, f1]) & ipv4::FRAGMENT_OFFSET != 0;
+    if version_and_length >> 4 != 4 || header_bytes < ipv4::BASE_BYTES || is_later {
         return None;
     }
     quote.source = Address::from_v4([s0, s1, s2, s3]);
@@ -102,11 +82,11 @@ fn read_v6<P: Packet + ?Sized>(packet: &P, at: usize, quote: &mut Quote) -> Opti
     if version >> 4 != 6 {
         return None;
     }
-    if next != FRAGMENT_HEADER {
-        return Some(at + V6_BYTES);
+    if next != ipv6::FRAGMENT {
+        return Some(at + ipv6::BASE_BYTES);
     }
-    let [next, _, f0, f1] = packet.load(at + V6_BYTES)?;
+    let [next, _, f0, f1] = packet.load(at + ipv6::BASE_BYTES)?;
     quote.protocol = next;
-    let is_later = u16::from_be_bytes([f0, f1]) & 0xfff8 != 0;
-    (!is_later).then_some(at + V6_BYTES + 8)
+    let is_later = u16::from_be_bytes([f0, f1]) & ipv6::FRAGMENT_OFFSET != 0;
+    (!is_later).then_some(at + ipv6::BASE_BYTES + 8)
 }
