@@ -17,9 +17,10 @@ mod report;
 mod steps;
 pub mod tables;
 
+use crate::address::Address;
 use crate::conntrack::Signal;
 use crate::event::event_flags;
-use crate::maps::{Config, Counter, PendingKey, config_flags, settings_flags};
+use crate::maps::{Config, Connection, Counter, FlowKey, config_flags, settings_flags};
 use crate::packet::{self, Fragmentation, Headers, Kind, Packet, ethernet};
 use crate::verdict::{Direction, Reason, RuleId, Verdict};
 
@@ -189,7 +190,7 @@ fn way<T: FlowTables>(
     if matches!(kind, Read::Nothing) {
         return Step::Decided(Reason::Malformed);
     }
-    let local = seen.flow.flow.local;
+    let local = seen.local;
     match seen.at.hook {
         // The source, or the destination, is the endpoint's.
         Hook::FromPod | Hook::ToPod if ownership::owns(config, local) => {}
@@ -202,7 +203,7 @@ fn way<T: FlowTables>(
         Hook::ToPod => return Step::NotMine,
     }
     if is_link_upkeep {
-        let peer = seen.flow.flow.peer;
+        let peer = seen.flow.peer;
         let would_leave = matches!((kind, seen.at.hook), (Read::Neighbour, Hook::FromPod))
             && !link::is_on_link(config, peer);
         return Step::Decided(if would_leave {
@@ -215,11 +216,11 @@ fn way<T: FlowTables>(
     if seen.is_settled {
         return Step::Decided(decision.reason);
     }
-    related::turn_to_quoted_flow(seen, headers);
+    related::turn_to_quoted_flow(seen, config, headers);
     let reason = if let Some(known) = flow::find(tables, seen) {
         steps::known_flow(tables, seen, config, &known, decision)
     } else {
-        related::turn_back(seen, headers);
+        related::turn_back(seen, config, headers);
         steps::new_flow(tables, seen, config, decision)
     };
     if matches!(headers.fragmentation, Fragmentation::First) && steps::is_allowed(reason) {
@@ -259,8 +260,10 @@ struct Seen {
     at: Arrival,
     direction: Direction,
     signal: Signal,
+    /// The pod's side, as the packet shows it.
+    local: Address,
     /// The flow's key; its slot is 0 when no endpoint is published.
-    flow: PendingKey,
+    flow: FlowKey,
     /// The ports the packet shows, the pod's and its peer's.
     ports: (u16, u16),
     /// TCP flags, ICMP type or the type of SCTP's first chunk; and ICMP's code.
@@ -282,6 +285,8 @@ struct Seen {
     now: u64,
     /// What is asked of policy, when it is.
     question: steps::Question,
+    /// What is written down of a flow that begins, when one does.
+    begun: Connection,
 }
 
 impl Seen {
@@ -295,14 +300,18 @@ impl Seen {
         endpoint: Option<(&Config, u32)>,
         headers: &Headers,
     ) {
-        let (slot, revision) = match endpoint {
-            Some((config, revision)) => (config.slot, revision),
-            None => (0, 0),
+        let (config, revision) = match endpoint {
+            Some((config, revision)) => (Some(config), revision),
+            None => (None, 0),
         };
         self.at = *at;
         self.direction = at.hook.direction();
         self.signal = Signal::of(headers);
-        self.flow = flow::key_of(headers, at.hook, slot);
+        self.local = match at.hook {
+            Hook::FromPod => headers.source,
+            Hook::ToPod => headers.destination,
+        };
+        self.flow = flow::key_of(headers, at.hook, config);
         self.ports = match at.hook {
             Hook::FromPod => (headers.source_port, headers.destination_port),
             Hook::ToPod => (headers.destination_port, headers.source_port),
@@ -321,7 +330,7 @@ impl Seen {
     fn read_first_segment(
         &mut self,
         at: &Arrival,
-        key: &PendingKey,
+        words: &glance::KeyWords,
         Segment { flags, length }: Segment,
         revision: u32,
         now: u64,
@@ -329,8 +338,10 @@ impl Seen {
         self.at = *at;
         self.direction = at.hook.direction();
         self.signal = Signal::Open;
+        let key = words.key();
+        self.local = words.local();
         self.flow = *key;
-        self.ports = (key.flow.local_port, key.flow.peer_port);
+        self.ports = (key.local_port, key.peer_port);
         self.detail = (flags, 0);
         self.acknowledgement = 0;
         self.has_fragment_header = false;
@@ -344,7 +355,7 @@ impl Seen {
     /// The endpoint's slot.
     #[inline(always)]
     const fn slot(&self) -> u32 {
-        self.flow.slot
+        self.flow.slot as u32
     }
 
     /// The clock of stamps: it wraps, and is only ever compared by differences.
@@ -476,7 +487,8 @@ impl Default for Room {
                 },
                 direction: Direction::Egress,
                 signal: Signal::Untracked,
-                flow: PendingKey::default(),
+                local: Address::UNSPECIFIED,
+                flow: FlowKey::default(),
                 ports: (0, 0),
                 detail: (0, 0),
                 acknowledgement: 0,
@@ -487,6 +499,7 @@ impl Default for Room {
                 revision: 0,
                 now: 0,
                 question: steps::Question::NONE,
+                begun: Connection::default(),
             },
             decision: Decision::NONE,
             refusals: refusals::Refusals::NONE,

@@ -21,8 +21,8 @@ use crate::address::Address;
 pub use flags::{config_flags, connection_flags, peer_flags, settings_flags};
 pub use list::{CONNTRACK_CAPACITY, MAPS, MapKind, MapSpec};
 pub use rows::{
-    FIRST_RULE_ROW, RULE_GENERATIONS, RULE_ROWS, dropped_index, hit_row, passed_index, peer_bucket,
-    rule_generation, rule_id, rule_row,
+    FIRST_RULE_ROW, RULE_GENERATIONS, RULE_ROWS, dropped_index, flow_slot, hit_row, other_local,
+    passed_index, peer_bucket, rule_generation, rule_id, rule_row,
 };
 
 /// Version of all layouts below; part of the pin directory's name.
@@ -119,10 +119,10 @@ map_types! {
         pub reserved: u32,
     } = 160
 
-    /// CONNTRACK: a flow at one endpoint, the same key for both of its directions.
+    /// CONNTRACK and PENDING: a flow at one endpoint, the same key for both of its directions. The
+    /// pod's own address is no part of it: it has one of the peer's family, and the shorter the key,
+    /// the sooner it is found.
     pub struct FlowKey {
-        /// The pod's side.
-        pub local: Address,
         /// The other side.
         pub peer: Address,
         /// Port of the pod's side, host order; of an ICMP echo, its identifier.
@@ -132,17 +132,11 @@ map_types! {
         pub peer_port: u16,
         /// IP protocol number.
         pub protocol: u8,
-        /// Zero.
-        pub reserved: [u8; 3],
-    } = 40
-
-    /// PENDING: a flow that its two sides have not agreed to yet, with the endpoint it belongs to.
-    pub struct PendingKey {
-        /// The flow.
-        pub flow: FlowKey,
+        /// 0 when the pod's side is an address of its own; else [`other_local`] of what it is.
+        pub local: u8,
         /// The endpoint's slot.
-        pub slot: u32,
-    } = 44
+        pub slot: u16,
+    } = 24
 
     /// CONNTRACK and PENDING: what is known of a flow that was allowed.
     pub struct Connection {
@@ -445,6 +439,7 @@ pub const ENDPOINT_ROWS: u32 = 4096;
 pub const PEER_BUCKETS: u32 = 4096;
 /// Largest number of endpoints a node can have, slot 0 included.
 pub const SLOTS: u32 = 1024;
+const _: () = assert!(SLOTS <= 1 << 16, "a flow's key has 16 bits for its slot");
 /// Rows of CONFIGS: each endpoint may have an old and a new row, and rows rest before reuse.
 pub const CONFIG_ROWS: u32 = 4 * SLOTS;
 

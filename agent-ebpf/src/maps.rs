@@ -7,8 +7,8 @@ use agent_common::event::FlowEvent;
 use agent_common::maps::{
     Budget, CONFIG_ROWS, CONNTRACK_CAPACITY, COUNTER_ROWS, Config, Connection, Denied, DeniedKey,
     ENDPOINT_ROWS, EndpointWord, FlowKey, Fragment, FragmentKey, ID_ROWS, MAPS, Name, NameKey,
-    PEER_BUCKETS, PeerEntry, PendingKey, PortFunction, PortVerdict, RuleHit, SLOTS, Service,
-    ServiceKey, Settings, Traffic, VerdictKey,
+    PEER_BUCKETS, PeerEntry, PortFunction, PortVerdict, RuleHit, SLOTS, Service, ServiceKey,
+    Settings, Traffic, VerdictKey,
 };
 use agent_common::verdict::DENY_REASONS;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
@@ -67,7 +67,7 @@ pub(crate) static CONNTRACK: ArrayOfMaps<
     { SLOTS as usize },
 > = ArrayOfMaps::new();
 #[btf_map]
-pub(crate) static PENDING: LruHashMap<PendingKey, Connection, { capacity("PENDING") }> =
+pub(crate) static PENDING: LruHashMap<FlowKey, Connection, { capacity("PENDING") }> =
     LruHashMap::new();
 #[btf_map]
 pub(crate) static PEERS_EXACT: HashMap<

@@ -5,8 +5,8 @@ use agent_common::classify::{FlowTables, Room};
 use agent_common::event::FlowEvent;
 use agent_common::judge::PolicyTables;
 use agent_common::maps::{
-    Budget, Config, Connection, Counter, Denied, DeniedKey, ENDPOINT_ROWS, EndpointWord, Fragment,
-    FragmentKey, PeerEntry, PendingKey, PortFunction, PortVerdict, Service, ServiceKey, Settings,
+    Budget, Config, Connection, Counter, Denied, DeniedKey, ENDPOINT_ROWS, EndpointWord, FlowKey,
+    Fragment, FragmentKey, PeerEntry, PortFunction, PortVerdict, Service, ServiceKey, Settings,
     VerdictKey, dropped_index, passed_index,
 };
 use agent_common::verdict::{Direction, Reason};
@@ -148,34 +148,32 @@ impl FlowTables for KernelTables<'_> {
     }
 
     #[inline(always)]
-    fn connection(&self, flow: &PendingKey) -> Option<Entry> {
+    fn connection(&self, flow: &FlowKey) -> Option<Entry> {
         CONNTRACK
-            .get_value_ptr_mut(flow.slot, &flow.flow)
+            .get_value_ptr_mut(u32::from(flow.slot), flow)
             .map(Entry)
     }
 
     #[inline(always)]
-    fn insert_connection(&self, flow: &PendingKey, connection: &Connection) -> bool {
-        match CONNTRACK.get(flow.slot) {
-            Some(own) => own
-                .insert(flow.flow, connection, u64::from(BPF_ANY))
-                .is_ok(),
+    fn insert_connection(&self, flow: &FlowKey, connection: &Connection) -> bool {
+        match CONNTRACK.get(u32::from(flow.slot)) {
+            Some(own) => own.insert(flow, connection, u64::from(BPF_ANY)).is_ok(),
             None => false,
         }
     }
 
     #[inline(always)]
-    fn pending(&self, flow: &PendingKey) -> Option<Entry> {
+    fn pending(&self, flow: &FlowKey) -> Option<Entry> {
         PENDING.get_ptr_mut(flow).map(Entry)
     }
 
     #[inline(always)]
-    fn insert_pending(&self, flow: &PendingKey, connection: &Connection) -> bool {
+    fn insert_pending(&self, flow: &FlowKey, connection: &Connection) -> bool {
         PENDING.insert(flow, connection, u64::from(BPF_ANY)).is_ok()
     }
 
     #[inline(always)]
-    fn delete_pending(&self, flow: &PendingKey) {
+    fn delete_pending(&self, flow: &FlowKey) {
         // Another CPU may have been first.
         let _deleted_or_gone = PENDING.remove(flow);
     }

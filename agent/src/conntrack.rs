@@ -14,7 +14,7 @@ use std::net::IpAddr;
 
 use agent_common::conntrack::State;
 use agent_common::maps::connection_flags::{ITSELF, NODE};
-use agent_common::maps::{Connection, FlowKey, PendingKey, peer_bucket};
+use agent_common::maps::{Connection, FlowKey, flow_slot, peer_bucket};
 use agent_common::{Address, Direction, Reason};
 
 pub use netlink::list;
@@ -86,7 +86,7 @@ pub fn node_addresses() -> io::Result<HashSet<IpAddr>> {
 /// What endpoints should remember of a connection: the original tuple where its originator is
 /// local, the inverted reply where its responder is. Each is what that endpoint's programs see, the
 /// virtual address before translation at the client, the backend's at the server.
-pub fn adopted(tracked: &Tracked, owners: &Owners, now: u32) -> Vec<(PendingKey, Connection)> {
+pub fn adopted(tracked: &Tracked, owners: &Owners, now: u32) -> Vec<(FlowKey, Connection)> {
     let mut found = Vec::new();
     let Tracked {
         original, reply, ..
@@ -98,7 +98,7 @@ pub fn adopted(tracked: &Tracked, owners: &Owners, now: u32) -> Vec<(PendingKey,
             0
         };
         let seen = Seen {
-            local: (original.source, original.source_port),
+            local_port: original.source_port,
             peer: (original.destination, original.destination_port),
             originator: Direction::Egress,
             judged: original.destination,
@@ -117,7 +117,7 @@ pub fn adopted(tracked: &Tracked, owners: &Owners, now: u32) -> Vec<(PendingKey,
             Some(_) | None => (0, 0),
         };
         let seen = Seen {
-            local: (reply.source, reply.source_port),
+            local_port: reply.source_port,
             peer: (reply.destination, reply.destination_port),
             originator: Direction::Ingress,
             judged: if via == 0 {
@@ -135,7 +135,7 @@ pub fn adopted(tracked: &Tracked, owners: &Owners, now: u32) -> Vec<(PendingKey,
 
 /// A connection as one endpoint's programs see it.
 struct Seen {
-    local: (IpAddr, u16),
+    local_port: u16,
     peer: (IpAddr, u16),
     originator: Direction,
     /// Whom policy is asked about.
@@ -145,17 +145,15 @@ struct Seen {
 }
 
 impl Seen {
-    fn entry(self, slot: u32, tracked: &Tracked, now: u32) -> (PendingKey, Connection) {
-        let key = PendingKey {
-            flow: FlowKey {
-                local: address(self.local.0),
-                peer: address(self.peer.0),
-                local_port: self.local.1,
-                peer_port: self.peer.1,
-                protocol: tracked.protocol,
-                reserved: [0; 3],
-            },
-            slot,
+    fn entry(self, slot: u32, tracked: &Tracked, now: u32) -> (FlowKey, Connection) {
+        let key = FlowKey {
+            peer: address(self.peer.0),
+            local_port: self.local_port,
+            peer_port: self.peer.1,
+            protocol: tracked.protocol,
+            // Owners are found by addresses of their own.
+            local: 0,
+            slot: flow_slot(slot),
         };
         let connection = Connection {
             revision: JUDGE_AGAIN,
@@ -229,7 +227,7 @@ mod tests {
         }
     }
 
-    /// Each entry as `slot local:port peer:port who-opened via flags`.
+    /// Each entry as `slot :port peer:port who-opened via flags`.
     fn entries(tracked: &Tracked) -> Vec<String> {
         let show = |address: Address| match address.as_v4() {
             Some([a, b, c, d]) => format!("{a}.{b}.{c}.{d}"),
@@ -237,7 +235,7 @@ mod tests {
         };
         adopted(tracked, &owners(), 7)
             .into_iter()
-            .map(|(PendingKey { flow, slot }, connection)| {
+            .map(|(flow, connection)| {
                 assert_eq!((connection.revision, connection.peer_revision), (0, 0));
                 assert_eq!(connection.last_seen, 7);
                 let opened = if connection.originator == Direction::Egress.index() {
@@ -246,8 +244,8 @@ mod tests {
                     "by the peer"
                 };
                 format!(
-                    "{slot} {}:{} {}:{} {opened} {} {}",
-                    show(flow.local),
+                    "{} :{} {}:{} {opened} {} {}",
+                    flow.slot,
                     flow.local_port,
                     show(flow.peer),
                     flow.peer_port,
@@ -267,8 +265,8 @@ mod tests {
         assert_eq!(
             entries(&direct),
             [
-                "1 10.0.0.1:40000 10.0.0.2:80 by the pod 0 0",
-                "2 10.0.0.2:80 10.0.0.1:40000 by the peer 0 0",
+                "1 :40000 10.0.0.2:80 by the pod 0 0",
+                "2 :80 10.0.0.1:40000 by the peer 0 0",
             ]
         );
     }
@@ -282,8 +280,8 @@ mod tests {
         assert_eq!(
             entries(&service),
             [
-                "1 10.0.0.1:40000 10.96.0.1:443 by the pod 0 0",
-                "2 10.0.0.2:8443 10.0.0.1:40000 by the peer 0 0",
+                "1 :40000 10.96.0.1:443 by the pod 0 0",
+                "2 :8443 10.0.0.1:40000 by the peer 0 0",
             ]
         );
     }
@@ -297,8 +295,8 @@ mod tests {
         assert_eq!(
             entries(&masqueraded),
             [
-                "1 10.0.0.1:40000 192.0.2.1:30080 by the pod 0 0",
-                "2 10.0.0.2:80 10.0.0.254:61000 by the peer 11 0",
+                "1 :40000 192.0.2.1:30080 by the pod 0 0",
+                "2 :80 10.0.0.254:61000 by the peer 11 0",
             ]
         );
         let hairpin = tracked(
@@ -308,8 +306,8 @@ mod tests {
         assert_eq!(
             entries(&hairpin),
             [
-                "2 10.0.0.2:40000 10.96.0.1:443 by the pod 0 0",
-                "2 10.0.0.2:8443 10.0.0.254:61000 by the peer 0 32",
+                "2 :40000 10.96.0.1:443 by the pod 0 0",
+                "2 :8443 10.0.0.254:61000 by the peer 0 32",
             ]
         );
     }
@@ -320,10 +318,7 @@ mod tests {
             ("10.0.0.254:40000", "10.0.0.2:80"),
             ("10.0.0.2:80", "10.0.0.254:40000"),
         );
-        assert_eq!(
-            entries(&probe),
-            ["2 10.0.0.2:80 10.0.0.254:40000 by the peer 0 16"]
-        );
+        assert_eq!(entries(&probe), ["2 :80 10.0.0.254:40000 by the peer 0 16"]);
         // From outside, masqueraded: the node's address, not the node's deed.
         let external = tracked(
             ("203.0.113.9:5555", "192.0.2.1:30080"),
@@ -331,7 +326,7 @@ mod tests {
         );
         assert_eq!(
             entries(&external),
-            ["2 10.0.0.2:80 10.0.0.254:61000 by the peer 0 0"]
+            ["2 :80 10.0.0.254:61000 by the peer 0 0"]
         );
     }
 

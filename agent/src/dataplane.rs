@@ -35,7 +35,7 @@ use std::time::SystemTime;
 
 use agent_common::classify::Hook;
 use agent_common::maps::{
-    CONNTRACK_CAPACITY, Connection, Denied, DeniedKey, ID_ROWS, PendingKey, Settings,
+    CONNTRACK_CAPACITY, Connection, Denied, DeniedKey, FlowKey, ID_ROWS, Settings,
 };
 use agent_policy::plan::Write;
 use agent_policy::tables::Tables;
@@ -226,7 +226,7 @@ impl Dataplane {
     /// A map could not be written; those before are in.
     pub fn adopt(
         &mut self,
-        entries: &[(PendingKey, Connection)],
+        entries: &[(FlowKey, Connection)],
         known: Known,
     ) -> Result<usize, DataplaneError> {
         adopt::adopt(&self.maps, entries, known)

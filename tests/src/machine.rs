@@ -11,8 +11,8 @@ use agent_common::classify::{Arrival, DeniedRow, FlowEntry, FlowTables, Outcome,
 use agent_common::event::FlowEvent;
 use agent_common::judge::PolicyTables;
 use agent_common::maps::{
-    Budget, Config, Connection, Counter, Denied, DeniedKey, Fragment, FragmentKey, PeerEntry,
-    PendingKey, PortFunction, PortVerdict, RuleHit, Service, ServiceKey, Settings, Traffic,
+    Budget, Config, Connection, Counter, Denied, DeniedKey, FlowKey, Fragment, FragmentKey,
+    PeerEntry, PortFunction, PortVerdict, RuleHit, Service, ServiceKey, Settings, Traffic,
     VerdictKey, dropped_index, passed_index,
 };
 use agent_common::{Address, Direction, Reason};
@@ -25,9 +25,9 @@ pub struct Machine<P> {
     /// The clock, in jiffies.
     pub now: Cell<u64>,
     /// CONNTRACK, all slots.
-    pub connections: RefCell<HashMap<PendingKey, Rc<Cell<Connection>>>>,
+    pub connections: RefCell<HashMap<FlowKey, Rc<Cell<Connection>>>>,
     /// PENDING.
-    pub pending: RefCell<HashMap<PendingKey, Rc<Cell<Connection>>>>,
+    pub pending: RefCell<HashMap<FlowKey, Rc<Cell<Connection>>>>,
     /// Room in PENDING and in CONNTRACK.
     pub flow_capacity: usize,
     /// FRAGMENTS.
@@ -223,23 +223,23 @@ impl<P: PolicyTables> FlowTables for Machine<P> {
         self.now.get()
     }
 
-    fn connection(&self, flow: &PendingKey) -> Option<Entry> {
+    fn connection(&self, flow: &FlowKey) -> Option<Entry> {
         self.connections.borrow().get(flow).cloned().map(Entry)
     }
 
-    fn insert_connection(&self, flow: &PendingKey, connection: &Connection) -> bool {
+    fn insert_connection(&self, flow: &FlowKey, connection: &Connection) -> bool {
         insert(&self.connections, self.flow_capacity, flow, connection)
     }
 
-    fn pending(&self, flow: &PendingKey) -> Option<Entry> {
+    fn pending(&self, flow: &FlowKey) -> Option<Entry> {
         self.pending.borrow().get(flow).cloned().map(Entry)
     }
 
-    fn insert_pending(&self, flow: &PendingKey, connection: &Connection) -> bool {
+    fn insert_pending(&self, flow: &FlowKey, connection: &Connection) -> bool {
         insert(&self.pending, self.flow_capacity, flow, connection)
     }
 
-    fn delete_pending(&self, flow: &PendingKey) {
+    fn delete_pending(&self, flow: &FlowKey) {
         self.pending.borrow_mut().remove(flow);
     }
 
@@ -312,9 +312,9 @@ impl<P: PolicyTables> FlowTables for Machine<P> {
 const OLDER: FlowEvent = zerocopy::transmute!([0xa5_u8; size_of::<FlowEvent>()]);
 
 fn insert(
-    entries: &RefCell<HashMap<PendingKey, Rc<Cell<Connection>>>>,
+    entries: &RefCell<HashMap<FlowKey, Rc<Cell<Connection>>>>,
     capacity: usize,
-    flow: &PendingKey,
+    flow: &FlowKey,
     connection: &Connection,
 ) -> bool {
     let mut entries = entries.borrow_mut();

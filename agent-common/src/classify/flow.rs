@@ -1,11 +1,12 @@
 //! Which flow a packet belongs to, and what is known of it.
 
-use super::{Arrival, Hook, Seen, tables::FlowEntry as _, tables::FlowTables};
+use super::{Arrival, Hook, Seen, ownership, tables::FlowEntry as _, tables::FlowTables};
 use crate::address::Address;
 use crate::conntrack::{self, Signal, State, Timeout};
 use crate::maps::{
-    Connection, Counter, FlowKey, PendingKey,
+    Config, Connection, Counter, FlowKey,
     connection_flags::{ITSELF, NODE},
+    flow_slot, other_local,
 };
 use crate::packet::{Headers, icmp::Echo, quote::Quote};
 use crate::verdict::Direction;
@@ -15,25 +16,25 @@ pub const ECHO_BY_POD: u16 = 0;
 /// `FlowKey::peer_port` of an ICMP echo the peer asked for.
 pub const ECHO_BY_PEER: u16 = 1;
 
-/// The flow's key, the same for both of its directions.
+/// The flow's key, the same for both of its directions, at the endpoint of `config`.
 ///
 /// Who asks is part of an echo's key: a peer that answers the pod's echoes could otherwise send
 /// requests of its own under the same identifier, past policy.
 #[inline(always)]
-pub fn key_of(headers: &Headers, hook: Hook, slot: u32) -> PendingKey {
+pub(super) fn key_of(headers: &Headers, hook: Hook, config: Option<&Config>) -> FlowKey {
     key(
         hook,
         (headers.source, headers.source_port),
         (headers.destination, headers.destination_port),
         headers.echo,
         headers.protocol,
-        slot,
+        config,
     )
 }
 
 /// The key of the flow that an ICMP error is about. What it quotes went the other way than it.
 #[inline(always)]
-pub(super) fn key_of_quote(quote: &Quote, hook: Hook, slot: u32) -> PendingKey {
+pub(super) fn key_of_quote(quote: &Quote, hook: Hook, config: &Config) -> FlowKey {
     let quoted_at = match hook {
         Hook::FromPod => Hook::ToPod,
         Hook::ToPod => Hook::FromPod,
@@ -44,7 +45,7 @@ pub(super) fn key_of_quote(quote: &Quote, hook: Hook, slot: u32) -> PendingKey {
         (quote.destination, quote.destination_port),
         quote.echo,
         quote.protocol,
-        slot,
+        Some(config),
     )
 }
 
@@ -55,8 +56,8 @@ fn key(
     destination: (Address, u16),
     echo: Option<Echo>,
     protocol: u8,
-    slot: u32,
-) -> PendingKey {
+    config: Option<&Config>,
+) -> FlowKey {
     let ((local, local_port), (peer, peer_port)) = match hook {
         Hook::FromPod => (source, destination),
         Hook::ToPod => (destination, source),
@@ -68,24 +69,15 @@ fn key(
         (Some(Echo::Request(identifier)), Hook::ToPod)
         | (Some(Echo::Reply(identifier)), Hook::FromPod) => (identifier, ECHO_BY_PEER),
     };
-    PendingKey {
-        flow: between((local, local_port), (peer, peer_port), protocol),
-        slot,
-    }
-}
-
-/// The key of a flow between the pod and its peer.
-#[inline(always)]
-pub(super) fn between(
-    (local, local_port): (Address, u16),
-    (peer, peer_port): (Address, u16),
-    protocol: u8,
-) -> FlowKey {
-    let ([a, b], [c, d]) = (local.halves(), peer.halves());
-    let ([e, f], [g, h]) = (local_port.to_ne_bytes(), peer_port.to_ne_bytes());
-    // In words: the compiler would make a call to set three bytes to zero.
-    let rest = u64::from_ne_bytes([e, f, g, h, protocol, 0, 0, 0]);
-    zerocopy::transmute!([a, b, c, d, rest])
+    let is_own = config.is_some_and(|config| ownership::is_own(config, local.halves()));
+    let local = if is_own { 0 } else { other_local(local) };
+    let slot = config.map_or(0, |config| flow_slot(config.slot));
+    let ([a, b], [c, d]) = (local_port.to_ne_bytes(), peer_port.to_ne_bytes());
+    let [e, f] = slot.to_ne_bytes();
+    // In words: the kernel's stack is too small for a key in parts.
+    let [first, second] = peer.halves();
+    let rest = u64::from_ne_bytes([a, b, c, d, protocol, local, e, f]);
+    zerocopy::transmute!([first, second, rest])
 }
 
 /// A flow that is known.
@@ -174,7 +166,7 @@ fn find_in<T: FlowTables>(
     let entry = entry?;
     let connection = entry.read();
     let state = State::from_number(connection.state);
-    let place = Timeout::of(seen.flow.flow.protocol, state) as usize;
+    let place = Timeout::of(seen.flow.protocol, state) as usize;
     let lifetime = *tables.settings().timeouts.get(place)?;
     if conntrack::is_expired(connection.last_seen, lifetime, seen.now32()) {
         return None;

@@ -18,7 +18,7 @@ const WAIT: u32 = 30;
 /// Remembers what the first fragment of a packet shows, which passes.
 #[inline(never)]
 pub(super) fn remember<T: FlowTables>(tables: &T, seen: &Seen, headers: &Headers) {
-    let flow = &seen.flow.flow;
+    let flow = &seen.flow;
     tables.insert_fragment(
         &key_of(seen, headers),
         &Fragment {
@@ -60,7 +60,7 @@ pub(super) fn follow<T: FlowTables>(
         seen.is_settled = true;
         return;
     }
-    let flow = &mut seen.flow.flow;
+    let flow = &mut seen.flow;
     flow.local_port = first.local_port;
     flow.peer_port = first.peer_port;
     flow.protocol = first.protocol;
@@ -68,7 +68,7 @@ pub(super) fn follow<T: FlowTables>(
     seen.signal = match first.protocol {
         protocol::TCP | protocol::SCTP => Signal::Segment,
         protocol::ICMP | protocol::ICMPV6 => {
-            if icmp::echo(flow.local.is_v4(), first.detail, 0).is_some() {
+            if icmp::echo(flow.peer.is_v4(), first.detail, 0).is_some() {
                 Signal::Answer
             } else {
                 Signal::Untracked

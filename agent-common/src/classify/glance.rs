@@ -1,17 +1,15 @@
-//! The short way, for the packets there are most of: an established flow, headers in their usual
-//! places, and nothing changed since the flow was judged.
+//! The short way, for the packets there are most of: an established flow, to its end, headers in
+//! their usual places, and nothing changed since the flow was judged.
 //!
 //! It knows nothing that the long way does not: where both could answer, both give the same
 //! answer, and whatever is not plain at a glance is left to the long way.
-
-use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{
     Arrival, Hook, Room, Segment, flow, ownership, tables::FlowEntry as _, tables::FlowTables,
 };
 use crate::address::Address;
-use crate::conntrack::{self, State, Timeout};
-use crate::maps::{Config, PendingKey, config_flags};
+use crate::conntrack::{self, Signal, State, Timeout};
+use crate::maps::{Config, FlowKey, config_flags};
 use crate::packet::{Head as _, Packet, ethernet, transport::protocol, transport::tcp_flags};
 
 /// What a glance at a packet says.
@@ -64,7 +62,7 @@ pub fn glance<T: FlowTables, P: Packet + ?Sized>(
         return Glance::Unsure { is_untracked: true };
     };
     let connection = entry.read();
-    if connection.state != State::Established.number()
+    if !is_complete(connection.state)
         || connection.revision != revision
         || !flow::comes_as_before(at, false, &connection)
     {
@@ -78,15 +76,22 @@ pub fn glance<T: FlowTables, P: Packet + ?Sized>(
     #[expect(clippy::cast_possible_truncation, reason = "stamps are the low half")]
     let now = tables.now() as u32;
     let connection = entry.read();
-    if connection.last_seen != now {
-        // The signals that `read` lets through leave an established flow as it is.
+    // A new tick, or an end: else the packet leaves the entry as it is.
+    if connection.last_seen != now || flags & tcp_flags::FIN != 0 {
         let timeouts = &tables.settings().timeouts;
-        let place = Timeout::of(key.flow.protocol, State::Established);
+        let state = State::from_number(connection.state);
+        let place = Timeout::of(key.protocol, state);
         let is_alive = timeouts
             .get(place as usize)
             .is_some_and(|lifetime| !conntrack::is_expired(connection.last_seen, *lifetime, now));
         if !is_alive {
             return Glance::NOTHING;
+        }
+        if flags & tcp_flags::FIN != 0 {
+            let is_from_originator = connection.originator == at.hook.direction().index();
+            let flags = connection.flags;
+            let (state, flags) = conntrack::step(state, flags, Signal::Finish, is_from_originator);
+            entry.advance(state.number(), flags);
         }
         entry.touch(now);
     }
@@ -97,24 +102,30 @@ pub fn glance<T: FlowTables, P: Packet + ?Sized>(
     Glance::Established
 }
 
-/// A flow's key while it is read, in whole words: the kernel hashes and compares words, and a load of
-/// one waits for stores of its parts.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct KeyWords([u64; 6]);
+/// True of a flow that both sides have agreed to, until it is reset.
+#[inline(always)]
+const fn is_complete(state: u8) -> bool {
+    state == State::Established.number() || state == State::Closing.number()
+}
 
-/// What its words are.
-#[derive(FromBytes, Immutable, IntoBytes)]
-#[repr(C)]
-struct Padded {
-    key: PendingKey,
-    rest: u32,
+/// A flow's key while it is read, and the pod's side of it, in whole words: the kernel hashes and
+/// compares words, and a load of one waits for stores of its parts.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct KeyWords {
+    local: [u64; 2],
+    key: [u64; 3],
 }
 
 impl KeyWords {
     #[inline(always)]
-    pub(super) const fn key(&self) -> &PendingKey {
-        let padded: &Padded = zerocopy::transmute_ref!(&self.0);
-        &padded.key
+    pub(super) const fn key(&self) -> &FlowKey {
+        zerocopy::transmute_ref!(&self.key)
+    }
+
+    /// The pod's side.
+    #[inline(always)]
+    pub(super) const fn local(&self) -> Address {
+        Address::from_halves(self.local)
     }
 
     /// Writes what the packet's header says of its two ends; `ports` are both, as they lie.
@@ -126,36 +137,38 @@ impl KeyWords {
         ports: u32,
         protocol: u8,
     ) {
-        let (local, peer) = match hook {
+        let (local, [a, b]) = match hook {
             Hook::FromPod => (source, destination),
             Hook::ToPod => (destination, source),
         };
-        [self.0[0], self.0[1]] = local;
-        [self.0[2], self.0[3]] = peer;
         // The source's port is the high half, and fields come the low one first.
         let ports = u32::from_be(ports);
         let ports = match hook {
             Hook::FromPod => ports.rotate_left(16),
             Hook::ToPod => ports,
         };
-        self.0[4] = u64::from(ports) | u64::from(protocol) << 32;
+        self.local = local;
+        self.key = [a, b, u64::from(ports) | u64::from(protocol) << 32];
     }
 
     /// Writes the endpoint's slot.
     #[inline(always)]
     fn write_slot(&mut self, slot: u32) {
-        self.0[5] = u64::from(slot);
+        self.key[2] |= u64::from(slot) << SLOT_SHIFT;
     }
 
     /// True for a flow of an endpoint's own address and slot, whose policy is in place.
     #[inline(always)]
     pub(super) fn is_of(&self, config: &Config) -> bool {
-        let [a, b, _, _, _, slot] = self.0;
+        let [.., rest] = self.key;
         config.flags & config_flags::PROGRAMMED != 0
-            && ownership::is_own(config, [a, b])
-            && slot == u64::from(config.slot)
+            && ownership::is_own(config, self.local)
+            && rest >> SLOT_SHIFT == u64::from(config.slot)
     }
 }
+
+/// Where the slot is in the key's last word: behind ports, protocol and the local side, which is 0.
+const SLOT_SHIFT: u32 = 48;
 
 const UDP_BYTES: usize = 8;
 const TCP_BYTES: usize = 20;
@@ -204,7 +217,7 @@ fn read<P: Packet + ?Sized>(packet: &P, hook: Hook, words: &mut KeyWords) -> Opt
     }
 }
 
-/// TCP's flags, of a segment that is in mid-stream or opens a connection; nothing of a UDP datagram.
+/// TCP's flags, of a segment that opens a connection, is in mid-stream or ends it; nothing of a UDP datagram.
 /// Both in an IP packet that says it ends at `end`.
 #[inline(always)]
 fn flags<const TRANSPORT: usize, const TCP_END: usize, P: Packet + ?Sized>(
@@ -234,8 +247,8 @@ fn flags<const TRANSPORT: usize, const TCP_END: usize, P: Packet + ?Sized>(
             if header_bytes < TCP_BYTES || TRANSPORT + header_bytes > end {
                 return None;
             }
-            let is_plain = flags & (SYN | FIN | RST) == 0;
-            (is_plain || flags & (SYN | FIN | RST | ACK) == SYN).then_some(flags)
+            let goes_on = flags & (SYN | RST) == 0;
+            (goes_on || flags & (SYN | FIN | RST | ACK) == SYN).then_some(flags)
         }
         protocol::UDP => (TRANSPORT + UDP_BYTES <= end).then_some(0),
         _ => None,

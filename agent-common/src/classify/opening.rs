@@ -27,7 +27,7 @@ pub fn open<T: FlowTables>(
     if !key.is_of(config) {
         return None;
     }
-    seen.read_first_segment(at, key.key(), segment, revision, tables.now());
+    seen.read_first_segment(at, key, segment, revision, tables.now());
     decision.begin(seen.direction);
     if refusals.may_have(&seen.flow) && refusals::refuse_again(refusals, tables, seen, decision) {
         report::refused_here(tables, seen, decision);

@@ -77,7 +77,7 @@ pub(super) fn find_sender<T: FlowTables>(tables: &T, seen: &mut Seen) {
     match seen.at.hook {
         // The pod itself.
         Hook::FromPod => {
-            seen.question.peer = seen.flow.flow.peer;
+            seen.question.peer = seen.flow.peer;
             seen.question.via = 0;
         }
         // Where the packet hides a local pod: the peer is that pod's address, else what it shows.
@@ -94,7 +94,7 @@ pub(super) fn find_sender<T: FlowTables>(tables: &T, seen: &mut Seen) {
 /// or that address is the pod's to use.
 #[inline(never)]
 pub(super) fn find_behind<T: FlowTables>(tables: &T, seen: &mut Seen, ifindex: u32) -> bool {
-    let shown = &seen.flow.flow.peer;
+    let shown = &seen.flow.peer;
     seen.question.peer = *shown;
     if ifindex == 0 {
         return false;

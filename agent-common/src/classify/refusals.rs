@@ -6,7 +6,7 @@
 
 use super::{Decision, Seen, ownership, tables::FlowTables};
 use crate::conntrack::Signal;
-use crate::maps::{PendingKey, peer_bucket};
+use crate::maps::{FlowKey, peer_bucket};
 use crate::packet::transport::protocol;
 use crate::verdict::{Direction, Reason, RuleId};
 
@@ -19,7 +19,7 @@ const PARTS_OF_A_SECOND: u32 = 10;
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(8))]
 pub(super) struct Refusal {
-    key: PendingKey,
+    key: FlowKey,
     ingress_ifindex: u32,
     revision: u32,
     peer_revision: u32,
@@ -40,15 +40,12 @@ impl Refusals {
     /// Nothing was refused.
     pub(super) const NONE: Self = Self(
         [Refusal {
-            key: PendingKey {
-                flow: crate::maps::FlowKey {
-                    local: crate::address::Address::UNSPECIFIED,
-                    peer: crate::address::Address::UNSPECIFIED,
-                    local_port: 0,
-                    peer_port: 0,
-                    protocol: 0,
-                    reserved: [0; 3],
-                },
+            key: FlowKey {
+                peer: crate::address::Address::UNSPECIFIED,
+                local_port: 0,
+                peer_port: 0,
+                protocol: 0,
+                local: 0,
                 slot: 0,
             },
             ingress_ifindex: 0,
@@ -66,10 +63,10 @@ impl Refusals {
 impl Refusals {
     /// False when a connection is not among what was refused: nearly always, when it is new.
     #[inline(always)]
-    pub(super) fn may_have(&self, key: &PendingKey) -> bool {
-        let ports = (key.flow.local_port, key.flow.peer_port);
+    pub(super) fn may_have(&self, key: &FlowKey) -> bool {
+        let ports = (key.local_port, key.peer_port);
         self.0.get(place(key)).is_some_and(|row| {
-            row.direction != 0 && (row.key.flow.local_port, row.key.flow.peer_port) == ports
+            row.direction != 0 && (row.key.local_port, row.key.peer_port) == ports
         })
     }
 
@@ -102,7 +99,7 @@ impl Refusals {
 /// policy that nothing audits.
 #[inline(always)]
 fn is_plain(seen: &Seen, decision: &Decision) -> bool {
-    seen.flow.flow.protocol == protocol::TCP
+    seen.flow.protocol == protocol::TCP
         && matches!(seen.signal, Signal::Open)
         && matches!(decision.reason, Reason::IsolatedNoRule | Reason::DenyRule)
         && decision.via == 0
@@ -129,7 +126,7 @@ pub(super) fn refuse_again<T: FlowTables>(
         || row.revision != seen.revision
         || row.ingress_ifindex != seen.at.ingress_ifindex
         || !is_same(&row.key, key)
-        || row.peer_revision != tables.peer_revision(peer_bucket(key.flow.peer))
+        || row.peer_revision != tables.peer_revision(peer_bucket(key.peer))
         || age * u64::from(PARTS_OF_A_SECOND) > u64::from(tables.settings().hz)
     {
         return false;
@@ -152,16 +149,14 @@ fn number_of(direction: Direction) -> u32 {
 }
 
 #[inline(always)]
-fn place(key: &PendingKey) -> usize {
-    let ports = key.flow.local_port ^ key.flow.peer_port;
-    usize::from(peer_bucket(key.flow.peer) ^ ports) % ROWS
+fn place(key: &FlowKey) -> usize {
+    let ports = key.local_port ^ key.peer_port;
+    usize::from(peer_bucket(key.peer) ^ ports) % ROWS
 }
 
 #[inline(always)]
-fn is_same(one: &PendingKey, other: &PendingKey) -> bool {
-    let (a, b) = (&one.flow, &other.flow);
-    ownership::is_same(a.local, b.local)
-        && ownership::is_same(a.peer, b.peer)
-        && (a.local_port, a.peer_port) == (b.local_port, b.peer_port)
-        && (a.protocol, one.slot) == (b.protocol, other.slot)
+fn is_same(one: &FlowKey, other: &FlowKey) -> bool {
+    ownership::is_same(one.peer, other.peer)
+        && (one.local_port, one.peer_port) == (other.local_port, other.peer_port)
+        && (one.protocol, one.local, one.slot) == (other.protocol, other.local, other.slot)
 }

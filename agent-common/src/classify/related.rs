@@ -7,29 +7,30 @@
 
 use super::{Seen, flow, ownership::is_same};
 use crate::conntrack::Signal;
+use crate::maps::Config;
 use crate::packet::Headers;
 
 /// Makes an error a packet of the flow that it quotes, if it quotes one.
 #[inline(never)]
-pub(super) fn turn_to_quoted_flow(seen: &mut Seen, headers: &Headers) {
+pub(super) fn turn_to_quoted_flow(seen: &mut Seen, config: &Config, headers: &Headers) {
     let Some(quote) = &headers.quote else {
         return;
     };
     if !is_same(quote.source, headers.destination) {
         return;
     }
-    seen.flow = flow::key_of_quote(quote, seen.at.hook, seen.slot());
-    seen.ports = (seen.flow.flow.local_port, seen.flow.flow.peer_port);
+    seen.flow = flow::key_of_quote(quote, seen.at.hook, config);
+    seen.ports = (seen.flow.local_port, seen.flow.peer_port);
     seen.signal = Signal::Related;
 }
 
 /// Makes an error about no known flow a packet of its own again, which policy judges.
 #[inline(never)]
-pub(super) fn turn_back(seen: &mut Seen, headers: &Headers) {
+pub(super) fn turn_back(seen: &mut Seen, config: &Config, headers: &Headers) {
     if !matches!(seen.signal, Signal::Related) {
         return;
     }
-    seen.flow = flow::key_of(headers, seen.at.hook, seen.slot());
+    seen.flow = flow::key_of(headers, seen.at.hook, Some(config));
     seen.ports = (0, 0);
     seen.signal = Signal::Untracked;
 }

@@ -24,10 +24,10 @@ pub(super) fn refused_here<T: FlowTables>(tables: &T, seen: &Seen, decision: &De
         seen.bytes(),
     );
     let key = DeniedKey {
-        peer: seen.flow.flow.peer,
+        peer: seen.flow.peer,
         slot: seen.slot(),
         port: refused_port(seen, decision.direction),
-        protocol: seen.flow.flow.protocol,
+        protocol: seen.flow.protocol,
         direction: decision.direction.index(),
     };
     let now = seen.now32();
@@ -134,8 +134,8 @@ fn event_here<T: FlowTables>(
     // Field by field: a whole value would be made on the stack first.
     let was_reported = tables.report(|event| {
         event.time = seen.now;
-        event.local = seen.flow.flow.local;
-        event.peer = seen.flow.flow.peer;
+        event.local = seen.local;
+        event.peer = seen.flow.peer;
         event.local_port = seen.ports.0;
         event.peer_port = seen.ports.1;
         event.slot = seen.slot();
@@ -147,7 +147,7 @@ fn event_here<T: FlowTables>(
         event.class = decision.class;
         event.length = seen.bytes();
         event.packets = packets;
-        event.protocol = seen.flow.flow.protocol;
+        event.protocol = seen.flow.protocol;
         event.direction = decision.direction.index();
         event.reason = reason.number();
         event.in_force = in_force;
@@ -168,7 +168,7 @@ fn event_here<T: FlowTables>(
 fn refused_port(seen: &Seen, direction: Direction) -> u16 {
     let (detail, code) = seen.detail;
     if matches!(
-        seen.flow.flow.protocol,
+        seen.flow.protocol,
         transport::protocol::ICMP | transport::protocol::ICMPV6
     ) {
         return u16::from_be_bytes([detail, code]);

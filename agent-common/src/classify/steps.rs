@@ -172,8 +172,8 @@ fn judge_again<T: FlowTables>(
     ownership::find_behind(tables, seen, via);
     let question = &mut seen.question;
     question.direction = direction;
-    question.protocol = seen.flow.flow.protocol;
-    question.port = flow::judged_port(&seen.flow.flow, direction);
+    question.protocol = seen.flow.protocol;
+    question.port = flow::judged_port(&seen.flow, direction);
     question.via = via;
     question.peer_bucket = peer_bucket;
     question.peer_revision = tables.peer_revision(peer_bucket);
@@ -221,7 +221,7 @@ fn refuse_known<T: FlowTables>(
     }
     // A few times, because resets get lost; not more, because segments may come in floods.
     if tables.settings().flags & settings_flags::TELL_CUT != 0
-        && seen.flow.flow.protocol == protocol::TCP
+        && seen.flow.protocol == protocol::TCP
         && matches!(seen.signal, Signal::Segment | Signal::Finish)
         && flags & told != told
     {
@@ -255,10 +255,10 @@ pub(super) fn new_flow<T: FlowTables>(
         if !is_allowed(reason) {
             // Perhaps the connection was opened from the other side, before we looked or
             // longer ago than the table remembers. Then its peer is whom the address shows.
-            seen.question.peer = seen.flow.flow.peer;
+            seen.question.peer = seen.flow.peer;
             seen.question.via = 0;
             let opposite = seen.direction.opposite();
-            seen.question.about(tables, &seen.flow.flow, opposite);
+            seen.question.about(tables, &seen.flow, opposite);
             if !may_adopt(tables, seen, config) || !adopt(tables, seen, config, decision) {
                 return reason;
             }
@@ -276,7 +276,7 @@ pub(super) fn new_flow<T: FlowTables>(
 pub(super) fn put_question<T: FlowTables>(tables: &T, seen: &mut Seen) {
     ownership::find_sender(tables, seen);
     let direction = seen.direction;
-    seen.question.about(tables, &seen.flow.flow, direction);
+    seen.question.about(tables, &seen.flow, direction);
 }
 
 /// Judges a flow in the direction opposite to its packet's; what is denied is not spoken of.
@@ -308,7 +308,7 @@ pub(super) fn exemption(seen: &Seen, config: &Config) -> Option<(Reason, u16)> {
         // A hairpin through a Service shows the node's address, but came in at the pod itself. The
         // pod's own address on a packet from elsewhere proves nothing: it is judged like any other.
         Hook::ToPod if ingress_ifindex == seen.at.ifindex => Some((Reason::Itself, ITSELF)),
-        Hook::FromPod if ownership::is_own(config, seen.flow.flow.peer.halves()) => {
+        Hook::FromPod if ownership::is_own(config, seen.flow.peer.halves()) => {
             Some((Reason::Itself, ITSELF))
         }
         Hook::ToPod | Hook::FromPod => None,
@@ -328,12 +328,13 @@ fn may_adopt<T: FlowTables>(tables: &T, seen: &Seen, config: &Config) -> bool {
 #[inline(never)]
 fn admit<T: FlowTables>(
     tables: &T,
-    seen: &Seen,
+    seen: &mut Seen,
     config: &Config,
     flags: u16,
     decision: &mut Decision,
 ) {
-    if keep(tables, seen, seen.signal, config, flags, decision) {
+    let signal = seen.signal;
+    if keep(tables, seen, signal, config, flags, decision) {
         report::allowed(tables, seen, decision);
     }
 }
@@ -343,7 +344,7 @@ fn admit<T: FlowTables>(
 #[inline(always)]
 pub(super) fn keep<T: FlowTables>(
     tables: &T,
-    seen: &Seen,
+    seen: &mut Seen,
     signal: Signal,
     config: &Config,
     flags: u16,
@@ -387,7 +388,7 @@ pub(super) fn keep<T: FlowTables>(
 #[inline(always)]
 fn remember<T: FlowTables>(
     tables: &T,
-    seen: &Seen,
+    seen: &mut Seen,
     signal: Signal,
     flags: u16,
     decision: &Decision,
@@ -399,7 +400,7 @@ fn remember<T: FlowTables>(
     } else {
         State::Answered
     };
-    let connection = Connection {
+    seen.begun = Connection {
         revision: seen.revision,
         peer_revision: question.peer_revision,
         last_seen: now,
@@ -413,7 +414,7 @@ fn remember<T: FlowTables>(
         reserved: Default::default(),
         first_seen: now,
     };
-    tables.insert_pending(&seen.flow, &connection)
+    tables.insert_pending(&seen.flow, &seen.begun)
 }
 
 #[inline(always)]

@@ -1,15 +1,12 @@
 //! What a packet's way reads and writes beside policy: BPF maps in the kernel, collections on the
 //! host.
 //!
-//! Each method is one map operation without a decision of its own. `flow` is always a
-//! [`PendingKey`]: its `slot` chooses the inner map of CONNTRACK, its `flow` is the key there, so
-//! the key is on the stack once.
+//! Each method is one map operation without a decision of its own. A [`FlowKey`]'s `slot` also
+//! chooses the inner map of CONNTRACK.
 
 use crate::event::FlowEvent;
 use crate::judge::PolicyTables;
-use crate::maps::{
-    Budget, Connection, Counter, Denied, DeniedKey, Fragment, FragmentKey, PendingKey,
-};
+use crate::maps::{Budget, Connection, Counter, Denied, DeniedKey, FlowKey, Fragment, FragmentKey};
 use crate::verdict::{Direction, Reason};
 
 /// A CONNTRACK or PENDING entry in place. Every method is plain loads or stores on the entry that
@@ -48,15 +45,15 @@ pub trait FlowTables: PolicyTables {
     fn now(&self) -> u64;
 
     /// CONNTRACK, the endpoint's own map; `None` also when the slot has no map.
-    fn connection(&self, flow: &PendingKey) -> Option<Self::Entry>;
+    fn connection(&self, flow: &FlowKey) -> Option<Self::Entry>;
     /// Inserts into CONNTRACK, overwriting. False when there was no room or no map.
-    fn insert_connection(&self, flow: &PendingKey, connection: &Connection) -> bool;
+    fn insert_connection(&self, flow: &FlowKey, connection: &Connection) -> bool;
     /// PENDING.
-    fn pending(&self, flow: &PendingKey) -> Option<Self::Entry>;
+    fn pending(&self, flow: &FlowKey) -> Option<Self::Entry>;
     /// Inserts into PENDING, overwriting. False when there was no room.
-    fn insert_pending(&self, flow: &PendingKey, connection: &Connection) -> bool;
+    fn insert_pending(&self, flow: &FlowKey, connection: &Connection) -> bool;
     /// Deletes from PENDING; nothing happens when it is not there.
-    fn delete_pending(&self, flow: &PendingKey);
+    fn delete_pending(&self, flow: &FlowKey);
 
     /// FRAGMENTS.
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;

@@ -32,10 +32,8 @@ map_types! {
         pub rest: [[u32; 19]; 2],
     } = 160
 
-    /// CONNTRACK: key of a slot's own map.
+    /// CONNTRACK and PENDING.
     pub struct FlowKey {
-        /// The pod's side.
-        pub local: Address,
         /// The other side.
         pub peer: Address,
         /// Port of the pod's side, host order; of an ICMP echo, its identifier.
@@ -44,17 +42,11 @@ map_types! {
         pub peer_port: u16,
         /// IP protocol number.
         pub protocol: u8,
-        /// Zero.
-        pub reserved: [u8; 3],
-    } = 40
-
-    /// PENDING.
-    pub struct PendingKey {
-        /// The flow.
-        pub flow: FlowKey,
+        /// Which of its addresses the pod uses.
+        pub local: u8,
         /// The endpoint's slot.
-        pub slot: u32,
-    } = 44
+        pub slot: u16,
+    } = 24
 
     /// CONNTRACK and PENDING.
     pub struct Connection {
@@ -89,12 +81,12 @@ map_types! {
 impl From<FlowKey> for super::FlowKey {
     fn from(key: FlowKey) -> Self {
         Self {
-            local: key.local,
             peer: key.peer,
             local_port: key.local_port,
             peer_port: key.peer_port,
             protocol: key.protocol,
-            ..Self::default()
+            local: key.local,
+            slot: key.slot,
         }
     }
 }
@@ -162,7 +154,7 @@ pub const CONNTRACK: &MapSpec = &spec(
 pub const PENDING: &MapSpec = &spec(
     "PENDING",
     MapKind::LruHash,
-    ("PendingKey", size_of::<PendingKey>()),
+    ("FlowKey", size_of::<FlowKey>()),
     CONNECTION,
 );
 /// Rows of ENDPOINTS.

@@ -3,8 +3,8 @@
 use super::{
     Budget, CONFIG_ROWS, COUNTER_ROWS, Config, Connection, Denied, DeniedKey, ENDPOINT_ROWS,
     EndpointWord, FlowKey, Fragment, FragmentKey, ID_ROWS, Name, NameKey, PEER_BUCKETS, PeerEntry,
-    PendingKey, PortFunction, PortKey, PortVerdict, PrefixKey, RULE_ROWS, RuleHit, SLOTS, Service,
-    ServiceKey, Settings, Traffic, VerdictKey,
+    PortFunction, PortKey, PortVerdict, PrefixKey, RULE_ROWS, RuleHit, SLOTS, Service, ServiceKey,
+    Settings, Traffic, VerdictKey,
 };
 use crate::address::Address;
 use crate::verdict::DENY_REASONS;
@@ -74,7 +74,7 @@ pub const MAPS: &[MapSpec] = &[
     spec!("SETTINGS", Array, u32 => Settings, 1),
     spec!("PEER_REVISION", MappedArray, u32 => u32, PEER_BUCKETS),
     spec!("CONNTRACK", ArrayOfLruHash, FlowKey => Connection, SLOTS),
-    spec!("PENDING", LruHash, PendingKey => Connection, 16_384),
+    spec!("PENDING", LruHash, FlowKey => Connection, 16_384),
     spec!("PEERS_EXACT", Hash, Address => PeerEntry, 131_072),
     spec!("PEERS_CIDR", LpmTrie, PrefixKey => PeerEntry, 131_072),
     spec!("VERDICTS", Hash, VerdictKey => PortFunction, 524_288),

@@ -1,4 +1,4 @@
-//! Which row of a map is whose: rule ids, and places in arrays.
+//! Which row of a map is whose: rule ids, places in arrays, parts of keys.
 
 use super::PEER_BUCKETS;
 use crate::address::Address;
@@ -65,4 +65,23 @@ pub const fn peer_bucket(address: Address) -> u16 {
     h = (h ^ (h >> 15) ^ c).wrapping_mul(0xc2b2_ae35);
     h = (h ^ (h >> 13) ^ d).wrapping_mul(0x27d4_eb2f);
     ((h ^ (h >> 16)) & (PEER_BUCKETS - 1)) as u16
+}
+
+/// [`super::FlowKey::local`] of an address that is not the pod's own: a group, or one that it may use
+/// beside its own. Two such are the same one now and then, and then their flows with the same peer
+/// and ports are one: policy says the same of both.
+#[inline(always)]
+pub const fn other_local(address: Address) -> u8 {
+    let [low, high] = peer_bucket(address).to_le_bytes();
+    match low ^ high {
+        0 => u8::MAX,
+        digest => digest,
+    }
+}
+
+/// [`super::FlowKey::slot`] of an endpoint's slot.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "there are fewer of them")]
+pub const fn flow_slot(slot: u32) -> u16 {
+    slot as u16
 }

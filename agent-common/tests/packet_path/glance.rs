@@ -8,7 +8,7 @@ use agent_common::Reason;
 use agent_common::classify::{
     Arrival, Glance, Hook, Outcome, Room, classify, classify_in, glance, open,
 };
-use agent_common::maps::{Connection, PeerEntry, PendingKey};
+use agent_common::maps::{Connection, FlowKey, PeerEntry};
 use agent_common::packet::{Head, Packet};
 use proptest::prelude::*;
 
@@ -53,7 +53,8 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let flags = prop_oneof![4 => Just(16), 1 => Just(2), 1 => Just(18), 1 => any::<u8>()];
+    let flags =
+        prop_oneof![4 => Just(16), 2 => Just(17), 1 => Just(2), 1 => Just(18), 1 => any::<u8>()];
     let protocol = prop_oneof![4 => Just(6), 2 => Just(17), 1 => Just(132), 1 => Just(1)];
     let ifindex =
         prop_oneof![4 => Just(UPLINK), 1 => Just(0), 1 => Just(POD.0), 1 => Just(NEIGHBOUR.0)];
@@ -157,7 +158,7 @@ const fn passing(is_from_pod: bool, ingress_ifindex: u32) -> Arrival {
     }
 }
 
-fn flows(node: &Node) -> [HashMap<PendingKey, Connection>; 2] {
+fn flows(node: &Node) -> [HashMap<FlowKey, Connection>; 2] {
     [&node.connections, &node.pending].map(|table| {
         let table = table.borrow();
         table

@@ -310,6 +310,36 @@ fn groups_are_judged_by_policy() {
 }
 
 #[test]
+fn what_came_to_a_group_opens_nothing_for_the_pods_own_address() {
+    let node = node();
+    for family in families() {
+        let asked = Frame::udp((family.friend, 5353), (family.group, 80));
+        assert_eq!(to_pod(&node, UPLINK, &asked), Pass(Reason::Rule));
+        let told = Frame::udp((family.pod, 80), (family.friend, 5353));
+        assert_eq!(from_pod(&node, &told), Drop(Reason::IsolatedNoRule));
+    }
+}
+
+#[test]
+fn two_addresses_that_a_pod_routes_for_have_a_flow_each() {
+    let mut node = node();
+    change_pod(&mut node, |config, _| {
+        config.sources[0] = Prefix {
+            address: Address::from_v4([10, 77, 0, 0]),
+            length: 96 + 16,
+        };
+        config.source_count = 1;
+    });
+    let [v4, _] = families();
+    let behind: [IpAddr; 2] = ["10.77.0.1", "10.77.0.2"].map(|ip| ip.parse().unwrap());
+    for source in [v4.pod, behind[0], behind[1]] {
+        let opens = Frame::tcp((source, 40_000), (v4.friend, 443), 2);
+        assert_eq!(from_pod(&node, &opens), Pass(Reason::Rule), "{source}");
+    }
+    assert_eq!(node.pending.borrow().len(), 3);
+}
+
+#[test]
 fn an_interface_nobody_published_takes_the_nodes_posture() {
     let mut node = node();
     let [v4, _] = families();

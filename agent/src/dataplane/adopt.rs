@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use agent_common::conntrack::State;
-use agent_common::maps::{Connection, PendingKey};
+use agent_common::maps::{Connection, FlowKey};
 use zerocopy::IntoBytes as _;
 
 use super::error::DataplaneError;
@@ -24,7 +24,7 @@ pub enum Known {
 /// Writes entries down; returns how many. Slots that have no map are passed over.
 pub(crate) fn adopt(
     maps: &Maps,
-    entries: &[(PendingKey, Connection)],
+    entries: &[(FlowKey, Connection)],
     known: Known,
 ) -> Result<usize, DataplaneError> {
     let write = |map: BorrowedFd<'_>, key: &[u8], value: &[u8]| match known {
@@ -43,13 +43,14 @@ pub(crate) fn adopt(
             write(maps.pending.fd(), key.as_bytes(), connection.as_bytes())
                 .map_err(|error| writing("PENDING", error))?
         } else {
-            let of_slot = match inner.entry(key.slot) {
+            let of_slot = match inner.entry(u32::from(key.slot)) {
                 std::collections::btree_map::Entry::Occupied(found) => found.into_mut(),
-                std::collections::btree_map::Entry::Vacant(vacant) => vacant
-                    .insert(open(maps, key.slot).map_err(|error| writing("CONNTRACK", error))?),
+                std::collections::btree_map::Entry::Vacant(vacant) => vacant.insert(
+                    open(maps, u32::from(key.slot)).map_err(|error| writing("CONNTRACK", error))?,
+                ),
             };
             let Some(map) = of_slot else { continue };
-            write(map.as_fd(), key.flow.as_bytes(), connection.as_bytes())
+            write(map.as_fd(), key.as_bytes(), connection.as_bytes())
                 .map_err(|error| writing("CONNTRACK", error))?
         };
         added += usize::from(is_new);

@@ -337,7 +337,7 @@ fn name(text: &str) -> Name {
 /// Removes what other maps hold under these slots.
 fn clear_hashes(maps: &Maps, slots: &BTreeSet<u32>) -> Result<(), (&'static str, ApplyCause)> {
     remove_where(&maps.denied, |key| slots.contains(&key.slot))?;
-    remove_where(&maps.pending, |key| slots.contains(&key.slot))?;
+    remove_where(&maps.pending, |key| slots.contains(&u32::from(key.slot)))?;
     remove_where(&maps.fragments, |key| slots.contains(&key.slot))
 }
 

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
-use agent_common::maps::{self, Connection, LAYOUT_VERSION, PendingKey, before};
+use agent_common::maps::{Connection, FlowKey, LAYOUT_VERSION, before, flow_slot};
 use zerocopy::{FromZeros as _, IntoBytes as _};
 
 use super::adopt;
@@ -26,7 +26,7 @@ pub(crate) struct Before {
     configs: Table<u32, before::Config>,
     /// Asked twice an interface, the second time while packets wait for the answer.
     conntrack: Slots,
-    pending: Table<before::PendingKey, before::Connection>,
+    pending: Table<before::FlowKey, before::Connection>,
 }
 
 impl Before {
@@ -89,14 +89,16 @@ impl Before {
             }
         }
         let pending = all(&self.pending).map_err(|source| reading(self.pending.name(), source))?;
-        let pending = pending.into_iter().filter(|(key, _)| key.slot == slot);
-        let pending = pending.map(|(key, connection)| (key.flow.into(), connection.into()));
+        let pending = pending
+            .into_iter()
+            .filter(|(key, _)| u32::from(key.slot) == slot);
+        let pending = pending.map(|(key, connection)| (key.into(), connection.into()));
         Ok([answered, pending.collect()])
     }
 }
 
 /// A flow and what is known of it, as this version keeps both.
-type Carried = (maps::FlowKey, Connection);
+type Carried = (FlowKey, Connection);
 
 /// Writes down what the version before knows of an interface's connections, unless a packet has
 /// told our programs better since. Returns how many there are.
@@ -122,11 +124,13 @@ pub(crate) fn carry_over(
     answered.sort_by_key(|(_, connection)| {
         std::cmp::Reverse(now.wrapping_sub(connection.last_seen).cast_signed())
     });
+    let slot = flow_slot(slot);
     for (flow, connection) in &answered {
-        keep_newer(own.as_fd(), flow, connection).map_err(|error| writing("CONNTRACK", error))?;
+        let key = FlowKey { slot, ..*flow };
+        keep_newer(own.as_fd(), &key, connection).map_err(|error| writing("CONNTRACK", error))?;
     }
     for (flow, connection) in &pending {
-        let key = PendingKey { flow: *flow, slot };
+        let key = FlowKey { slot, ..*flow };
         keep_newer(maps.pending.fd(), &key, connection)
             .map_err(|error| writing("PENDING", error))?;
     }
@@ -134,7 +138,7 @@ pub(crate) fn carry_over(
 }
 
 /// Writes a connection unless there is one whose last packet was later, or as late.
-fn keep_newer<K: Plain>(map: BorrowedFd<'_>, key: &K, connection: &Connection) -> io::Result<()> {
+fn keep_newer(map: BorrowedFd<'_>, key: &FlowKey, connection: &Connection) -> io::Result<()> {
     if sys::insert(map, key.as_bytes(), connection.as_bytes())? {
         return Ok(());
     }

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use agent_common::Address;
 use agent_common::maps::{
-    Budget, Config, Connection, Denied, DeniedKey, EndpointWord, Fragment, FragmentKey, MAPS,
-    MapKind, MapSpec, Name, NameKey, PeerEntry, PendingKey, PortFunction, PortKey, PortVerdict,
+    Budget, Config, Connection, Denied, DeniedKey, EndpointWord, FlowKey, Fragment, FragmentKey,
+    MAPS, MapKind, MapSpec, Name, NameKey, PeerEntry, PortFunction, PortKey, PortVerdict,
     PrefixKey, RuleHit, Service, ServiceKey, Settings, Traffic, VerdictKey,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -259,7 +259,7 @@ pub(crate) struct Maps {
     pub(crate) settings: Table<u32, Settings>,
     pub(crate) peer_revision: MappedWords,
     pub(crate) conntrack: Slots,
-    pub(crate) pending: Table<PendingKey, Connection>,
+    pub(crate) pending: Table<FlowKey, Connection>,
     pub(crate) peers_exact: Table<Address, PeerEntry>,
     pub(crate) peers_cidr: Table<PrefixKey, PeerEntry>,
     pub(crate) verdicts: Table<VerdictKey, PortFunction>,

@@ -5,7 +5,7 @@ use std::fs;
 
 use agent::dataplane::{Attached, Dataplane, Known, Layout, Method, Options, uninstall};
 use agent_common::conntrack::State;
-use agent_common::maps::{Connection, FlowKey, PendingKey, Settings, settings_flags};
+use agent_common::maps::{Connection, FlowKey, Settings, settings_flags};
 use agent_policy::plan::Write;
 use tests::lab::pins::pinned;
 
@@ -139,13 +139,11 @@ fn what_is_adopted_replaces_what_is_old_and_nothing_that_packets_wrote_since() {
     let node = Node::new();
     let mut dataplane = node.open();
     dataplane.apply(&[Write::OpenSlot(3)]).unwrap();
-    let key = PendingKey {
-        flow: FlowKey {
-            local_port: 80,
-            protocol: 17,
-            ..FlowKey::default()
-        },
+    let key = FlowKey {
+        local_port: 80,
+        protocol: 17,
         slot: 3,
+        ..FlowKey::default()
     };
     let seen = |last_seen| Connection {
         last_seen,
@@ -162,6 +160,6 @@ fn what_is_adopted_replaces_what_is_old_and_nothing_that_packets_wrote_since() {
             count
         );
         let connections = dataplane.connections(3).unwrap();
-        assert_eq!(connections, [(key.flow, seen(kept))], "{stamp}");
+        assert_eq!(connections, [(key, seen(kept))], "{stamp}");
     }
 }

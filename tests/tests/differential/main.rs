@@ -115,7 +115,7 @@ fn books_of_the_host(machine: &Machine<Tables>) -> BTreeMap<String, String> {
     for (flow, entry) in machine.connections.borrow().iter() {
         let connection = entry.get();
         books.insert(
-            format!("flow {} {:?}", flow.slot, flow.flow),
+            format!("flow {} {flow:?}", flow.slot),
             format!(
                 "{:?}",
                 (connection.state, connection.flags, connection.revision)
