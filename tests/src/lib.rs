@@ -9,8 +9,10 @@
 pub mod bench;
 pub mod cpu;
 pub mod demo;
+pub mod dice;
 pub mod lab;
 pub mod machine;
 pub mod packets;
 pub mod probe;
 pub mod runs;
+pub mod wild;

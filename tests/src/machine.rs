@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::rc::Rc;
 
 use agent_common::classify::{Arrival, DeniedRow, FlowEntry, FlowTables, Outcome, classify};
@@ -105,10 +106,41 @@ impl<P: PolicyTables> Machine<P> {
         self.dropped.borrow().get(&row).copied().unwrap_or_default()
     }
 
+    /// What packets have left behind so far.
+    pub fn remains(&self) -> Remains {
+        Remains {
+            connections: values(&self.connections),
+            pending: values(&self.pending),
+            fragments: self.fragments.borrow().clone(),
+            denied: values(&self.denied),
+            budgets: self.budgets.borrow().clone(),
+            passed: self.passed.borrow().clone(),
+            dropped: self.dropped.borrow().clone(),
+            rule_hits: self.rule_hits.borrow().clone(),
+            counters: self.counters.borrow().clone(),
+            events: self.events.borrow().clone(),
+        }
+    }
+
     /// Removes and returns the events so far.
     pub fn take_events(&self) -> Vec<FlowEvent> {
         self.events.take()
     }
+}
+
+/// All that packets have left behind, for comparing one machine with another.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Remains {
+    connections: HashMap<FlowKey, Connection>,
+    pending: HashMap<FlowKey, Connection>,
+    fragments: HashMap<FragmentKey, Fragment>,
+    denied: HashMap<DeniedKey, Denied>,
+    budgets: HashMap<u32, Budget>,
+    passed: HashMap<u32, Traffic>,
+    dropped: HashMap<u32, Traffic>,
+    rule_hits: HashMap<u32, RuleHit>,
+    counters: HashMap<Counter, u64>,
+    events: Vec<FlowEvent>,
 }
 
 impl<P: PolicyTables> PolicyTables for Machine<P> {
@@ -306,6 +338,14 @@ impl<P: PolicyTables> FlowTables for Machine<P> {
         events.push(event);
         true
     }
+}
+
+fn values<K: Copy + Eq + Hash, V: Copy>(
+    entries: &RefCell<HashMap<K, Rc<Cell<V>>>>,
+) -> HashMap<K, V> {
+    let entries = entries.borrow();
+    let values = entries.iter().map(|(key, entry)| (*key, entry.get()));
+    values.collect()
 }
 
 /// What lay in an event's place before it was written.

@@ -1,4 +1,4 @@
-//! How a run of the tests was asked to be, and chance that can be repeated.
+//! How a run of the tests was asked to be, and when, by chance, things happen in it.
 
 use std::time::Duration;
 
@@ -39,43 +39,5 @@ impl Moments {
     /// The next one, at most so late.
     pub fn next_within(&mut self, most: Duration) -> Duration {
         most.mul_f64(self.next_part())
-    }
-}
-
-/// Chance by numbers (Marsaglia's xorshift, with Vigna's multiplier): a run is known by its seed,
-/// which is not 0.
-#[derive(Debug)]
-pub struct Dice(u64);
-
-impl Dice {
-    /// Those of a seed.
-    pub fn of(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// A number below this one.
-    pub fn roll<N: Default + TryFrom<u64> + TryInto<u64>>(&mut self, below: N) -> N {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let high = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
-        let below = below.try_into().unwrap_or(u64::MAX);
-        N::try_from(high % below).unwrap_or_default()
-    }
-
-    /// True once in so many times.
-    pub fn one_in(&mut self, chances: u32) -> bool {
-        self.roll(chances) == 0
-    }
-
-    /// One of several, of which there is at least one.
-    #[expect(clippy::indexing_slicing, reason = "a place below the length is there")]
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.roll(from.len())]
-    }
-
-    /// Any byte.
-    pub fn byte(&mut self) -> u8 {
-        self.roll(256_u32).to_le_bytes()[0]
     }
 }

@@ -18,10 +18,11 @@ use agent_common::event::FlowEvent;
 use agent_common::judge::PolicyTables as _;
 use agent_common::maps::{Counter, Settings, settings_flags};
 use agent_policy::tables::Tables;
+use tests::dice::Dice;
 use tests::lab::namespace::{Namespace, leave_the_machine};
 use tests::lab::netlink::{Netlink, VethEnd};
 use tests::machine::Machine;
-use tests::runs::{Dice, seed};
+use tests::runs::seed;
 use zerocopy::FromBytes as _;
 
 use random::{ENDPOINTS, RULES, UNKNOWN, packet};

@@ -11,8 +11,8 @@ use agent_common::maps::{
 };
 use agent_policy::plan::Write;
 use agent_policy::tables::Tables;
+use tests::dice::Dice;
 use tests::packets::Frame;
-use tests::runs::Dice;
 
 /// Interfaces with a published endpoint, and their slots; one more has none.
 pub(crate) const ENDPOINTS: [(u32, u32); 3] = [(11, 1), (12, 2), (13, 3)];

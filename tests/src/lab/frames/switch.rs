@@ -8,17 +8,17 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use agent::dataplane::{Dataplane, Options};
 use agent::source::directory;
 use agent_common::classify::{Arrival, Hook, Outcome};
-use agent_common::conntrack::Timeout;
 use agent_common::judge::PolicyTables as _;
 use agent_common::maps::{Counter, Settings, Traffic};
 use agent_common::{Direction, Reason, Verdict};
 use agent_policy::engine::{Engine, LocalEndpoint, Options as EngineOptions};
-use agent_policy::model::{Change, PodUid};
+use agent_policy::model::{Change, ObjectName, PodUid};
 use agent_policy::tables::Tables;
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -31,6 +31,7 @@ use super::Wire;
 use crate::bench::{cpus, keep_to};
 use crate::machine::Machine;
 use crate::packets::Frame;
+use crate::wild::witness::Witness;
 
 /// The bridge.
 const BRIDGE: &str = "br0";
@@ -38,11 +39,16 @@ const BRIDGE: &str = "br0";
 pub const MTU: usize = 9000;
 /// Flows, refusals and connections that a run may make without anything being forgotten.
 const CAPACITY: u32 = 131_072;
+/// Nor does a flow end by itself: kernel and host do not look at the clock at the same moment.
+const NEVER: u32 = u32::MAX / 2;
 /// New flows are not what is to be limited here.
 const NO_BUDGET: u32 = 1 << 24;
 
+/// No packet is under way when a policy changes: its rows may go with the next one.
+const RESTED: Duration = Duration::from_secs(10);
+
 /// What becomes of a frame.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Fate {
     /// It passes both programs, for these reasons, and arrives.
     Arrives(Reason, Reason),
@@ -100,6 +106,10 @@ pub struct Switch {
     /// The kernel's.
     pub dataplane: Dataplane,
     engine: Engine,
+    /// Has seen every packet at every hook.
+    witness: Witness,
+    /// What the engine takes for the time: rows rest long enough between two changes.
+    changed: Duration,
     ports: BTreeMap<String, Port>,
     marks: u32,
     /// Its namespaces, for as long as it lives.
@@ -109,18 +119,22 @@ pub struct Switch {
 impl Switch {
     /// Lays out the pods of some manifests and puts their policies in force.
     pub fn open(cluster: &str) -> Result<Self> {
+        let loaded = directory::load_bytes(Path::new("cluster.yaml"), cluster.as_bytes());
+        ensure!(loaded.findings.is_empty(), "{:?}", loaded.findings);
+        Self::of(loaded.changes)
+    }
+
+    /// The same of pods and policies as they are.
+    pub fn of(changes: Vec<Change>) -> Result<Self> {
         keep_to(cpus()?.get(..1).unwrap_or_default())?;
         let lab = Lab::enter()?;
-        lab.write_manifest("cluster.yaml", cluster)?;
-        let loaded = directory::load(&lab.manifests()).context("reading the manifests")?;
-        ensure!(loaded.findings.is_empty(), "{:?}", loaded.findings);
         let mut options = Options::new(PINS);
         for map in ["CONNTRACK", "PENDING", "DENIED", "FRAGMENTS"] {
             options.capacities.push((map.to_owned(), CAPACITY));
         }
         let mut dataplane = Dataplane::open(&options)?;
         dataplane.put_settings(&Settings {
-            timeouts: Timeout::defaults(dataplane.hz()),
+            timeouts: [NEVER; 8],
             report_interval: u32::MAX,
             budget_rate: NO_BUDGET,
             budget_burst: NO_BUDGET,
@@ -131,6 +145,8 @@ impl Switch {
         host.now.set(dataplane.tick()?.jiffies);
         make_bridge()?;
         let mut switch = Self {
+            witness: Witness::new(host.policy.settings, false),
+            changed: Duration::ZERO,
             host,
             dataplane,
             engine: Engine::new(EngineOptions::default()),
@@ -138,13 +154,16 @@ impl Switch {
             marks: 0,
             lab,
         };
-        for change in loaded.changes {
+        for change in changes {
             if let Change::Pod(pod) = &change {
                 switch.add(&pod.name.to_string(), &pod.uid, &pod.addresses)?;
             }
             drop(switch.engine.apply(change));
         }
-        for port in switch.ports.values() {
+        for (pod, port) in &switch.ports {
+            let (namespace, name) = pod.split_once('/').unwrap_or_default();
+            let pod = ObjectName::new(namespace, name);
+            switch.witness.attach(port.ifindex, pod);
             switch.engine.attach(LocalEndpoint {
                 uid: port.uid.clone(),
                 ifindex: port.ifindex,
@@ -201,12 +220,21 @@ impl Switch {
         Ok(())
     }
 
+    /// Has other policies, or pods of other labels, from now on.
+    pub fn change(&mut self, changes: Vec<Change>) -> Result<()> {
+        for change in changes {
+            drop(self.engine.apply(change));
+        }
+        self.carry_out()
+    }
+
     /// Carries out what the engine plans, in the kernel and on the host.
     fn carry_out(&mut self) -> Result<()> {
-        while let Some(plan) = self.engine.plan(Duration::ZERO)? {
+        self.changed += RESTED;
+        while let Some(plan) = self.engine.plan(self.changed)? {
             self.dataplane.apply(&plan.writes)?;
             self.host.policy.apply_all(&plan.writes);
-            self.engine.written(Duration::ZERO);
+            self.engine.written(self.changed);
         }
         Ok(())
     }
@@ -226,7 +254,7 @@ impl Switch {
     /// even goes to the other pod's hardware address; else to its own, which is a group's.
     ///
     /// An error when anything else becomes of them in the kernel than on the host: what arrives, byte
-    /// by byte, and what is counted for every pod, by reason.
+    /// by byte, and what is counted for every pod, by reason; or than policy allows.
     pub fn send_all(
         &mut self,
         from: &str,
@@ -275,32 +303,35 @@ impl Switch {
     /// What becomes of a frame on the host, at the other pod and at those that it is flooded to. Their
     /// books are kept.
     fn fate(
-        &self,
+        &mut self,
         (from, to): (&str, &str),
         frame: &[u8],
         deliveries: &mut Deliveries,
     ) -> Result<Fate> {
-        let sender = self.port(from)?;
+        let sender = self.port(from)?.ifindex;
         let Some(frame) = at_the_hook(frame) else {
             return Ok(Fate::Lost);
         };
-        let at = |hook, port: &Port| Arrival {
+        let at = |hook, ifindex| Arrival {
             hook,
-            ifindex: port.ifindex,
-            ingress_ifindex: sender.ifindex,
+            ifindex,
+            ingress_ifindex: sender,
         };
-        let left = match self.host.classify(at(Hook::FromPod, sender), &frame) {
+        let left = match self.judge(&at(Hook::FromPod, sender), &frame)? {
             Outcome::Pass(reason) => reason,
             Outcome::Drop(reason) => return Ok(Fate::DroppedFrom(reason)),
             Outcome::NotMine => bail!("a pod's own frame is not for another pod"),
         };
         let mut fate = None;
-        for (pod, port) in &self.ports {
-            let is_other = pod != to && (pod == from || !is_group(&frame));
-            if is_other {
-                continue;
-            }
-            let outcome = self.host.classify(at(Hook::ToPod, port), &frame);
+        let is_reached = |pod: &String| pod == to || (pod != from && is_group(&frame));
+        let reached: Vec<(String, u32)> = self
+            .ports
+            .iter()
+            .filter(|(pod, _)| is_reached(pod))
+            .map(|(pod, port)| (pod.clone(), port.ifindex))
+            .collect();
+        for (pod, ifindex) in &reached {
+            let outcome = self.judge(&at(Hook::ToPod, *ifindex), &frame)?;
             if matches!(outcome, Outcome::Pass(_)) {
                 let deliveries = deliveries.entry(pod.clone()).or_default();
                 deliveries.push(frame.clone());
@@ -314,6 +345,17 @@ impl Switch {
             }
         }
         fate.with_context(|| format!("{to} is no pod of this switch"))
+    }
+
+    /// What becomes of a packet at a hook, on the host; an error when it should not.
+    fn judge(&mut self, at: &Arrival, frame: &[u8]) -> Result<Outcome> {
+        let outcome = self.host.classify(*at, frame);
+        let cluster = self.engine.cluster();
+        let now = self.host.now.get();
+        match self.witness.see(cluster, (at, frame), outcome, now) {
+            Ok(()) => Ok(outcome),
+            Err(wrong) => bail!("{outcome:?}, but {wrong}: {at:?}, {}", hex(frame)),
+        }
     }
 
     /// A frame that passes whatever policy says, and is like no other.
@@ -432,21 +474,23 @@ fn same_frames(expected: &[Vec<u8>], arrived: &[Vec<u8>]) -> Result<()> {
         None if expected.len() == arrived.len() => return Ok(()),
         None => expected.len().min(arrived.len()),
     };
+    let frame_at = |frames: &[Vec<u8>]| {
+        frames
+            .get(place)
+            .map_or("none".to_owned(), |frame| hex(frame))
+    };
     bail!(
         "{} frames of {} arrived; number {place} should be {}, is {}",
         arrived.len(),
         expected.len(),
-        hex(expected.get(place)),
-        hex(arrived.get(place))
+        frame_at(expected),
+        frame_at(arrived)
     )
 }
 
 /// A frame's bytes for people.
-pub fn hex(frame: Option<&Vec<u8>>) -> String {
+pub fn hex(frame: &[u8]) -> String {
     use fmt::Write as _;
-    let Some(frame) = frame else {
-        return "none".to_owned();
-    };
     frame.iter().fold(String::new(), |mut text, byte| {
         // A string takes everything.
         write!(text, "{byte:02x}").unwrap_or_default();
