@@ -32,7 +32,8 @@ const MEMORY_MIB: u32 = 2048;
 /// What to fuzz, and for how long.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// One target; all of them when left out.
+    /// One target; all of them when left out. `classify`: packets under policies that change;
+    /// `manifests`: files; `parse`: frames.
     target: Option<String>,
     /// How long, for each target.
     #[arg(long, default_value_t = 60)]

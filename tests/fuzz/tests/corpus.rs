@@ -1,4 +1,5 @@
-//! Every committed input of every target, without a fuzzer. What a fuzzer finds is kept here.
+//! Every committed input of every target, without a fuzzer, and some of chance. What a fuzzer finds is
+//! kept here.
 
 #![expect(clippy::unwrap_used, reason = "a test stops where its assumptions do")]
 
@@ -7,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use tests_fuzz::TARGETS;
+use tests_fuzz::dice::Dice;
 
 fn files(folder: &Path) -> BTreeSet<PathBuf> {
     let entries = fs::read_dir(folder).unwrap();
@@ -32,6 +34,18 @@ fn every_target_holds_for_every_input_of_its_corpus() {
             let held = std::panic::catch_unwind(|| claim(&bytes));
             assert!(held.is_ok(), "target {name} fails on {}", input.display());
         }
+    }
+}
+
+#[test]
+fn packets_and_changes_by_chance_hold_like_those_a_fuzzer_breeds() {
+    let is_thorough = std::env::var_os("PICKET_THOROUGH").is_some();
+    let inputs = if is_thorough { 100_000 } else { 300 };
+    let mut dice = Dice::of(1);
+    for _ in 0..inputs {
+        let length = dice.roll(1_500);
+        let bytes: Vec<u8> = (0..length).map(|_| dice.byte()).collect();
+        tests_fuzz::classify::run(&bytes);
     }
 }
 
