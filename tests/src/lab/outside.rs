@@ -29,8 +29,7 @@ pub(super) struct Outside {
     router: Netlink,
     world: Namespace,
     world_netlink: Netlink,
-    /// Keeps the router's namespace.
-    _router_namespace: Namespace,
+    router_namespace: Namespace,
 }
 
 impl Lab {
@@ -69,6 +68,12 @@ impl Lab {
                 veth: 0,
             },
         )
+    }
+
+    /// The router's namespace: whatever leaves the node comes in by its `eth0`.
+    pub fn router(&self) -> Result<&Namespace> {
+        let outside = self.outside.as_ref().context("nothing is beyond yet")?;
+        Ok(&outside.router_namespace)
     }
 
     /// Makes the router's link to what is beyond it a narrow one, of `mtu` bytes, and gives the
@@ -128,7 +133,7 @@ impl Lab {
             router,
             world,
             world_netlink,
-            _router_namespace: router_namespace,
+            router_namespace,
         })
     }
 }

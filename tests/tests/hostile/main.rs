@@ -8,6 +8,7 @@
 )]
 
 mod fuzz;
+mod link;
 mod origin;
 mod parsing;
 mod recut;
