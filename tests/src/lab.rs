@@ -10,6 +10,7 @@ pub mod bare;
 pub mod bridge;
 pub mod foreign;
 pub mod frames;
+pub mod hanging;
 pub mod manifests;
 pub mod measure;
 pub mod namespace;

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use tests::lab::agent::{Agent, ask, request, run_picket};
+use tests::lab::hanging::Hanging;
 use tests::lab::objects::{namespace, pod, policy};
 use tests::lab::stage::Stage;
 use tests::lab::wait_until;
@@ -186,5 +187,38 @@ fn a_policy_too_large_for_an_api_server_stays_what_it_was() -> Result<()> {
     stage.settle()?;
     ensure!(reach(&stage)? == (true, false), "as it was");
     status_says("networkpolicy shop/api")?;
+    Ok(())
+}
+
+#[test]
+fn a_file_that_does_not_answer_is_told_of_and_what_is_in_force_stays() -> Result<()> {
+    let mut stage = Stage::open(&cluster())?;
+    let _servers = stage.lab.serve("shop/api", PORTS)?;
+    stage.apply("policy.yaml", &admits("web"))?;
+
+    let slow = stage.lab.manifests().join("slow.yaml");
+    fs::write(&slow, "")?;
+    stage.settle()?;
+    let hanging = Hanging::mount(&slow, &namespace("late", ""))?;
+    wait_until("the agent to read it", SAID_WITHIN, || {
+        ensure!(hanging.is_waited_for(), "nobody does");
+        Ok(())
+    })?;
+    // Nobody can notice this now, but the rest of the agent is there, and says why.
+    stage.lab.write_manifest("policy.yaml", &admits("other"))?;
+    wait_said("has not answered for")?;
+    status_says("slow.yaml")?;
+    ensure!(reach(&stage)? == (true, false), "as it was");
+    stage.lab.add_pod("shop/late", &[address(4)])?;
+    let _late = stage.lab.serve("shop/late", PORTS)?;
+    stage
+        .lab
+        .wait_reaches("shop/web", "shop/late", PORTS, false)?;
+
+    hanging.answer()?;
+    stage.settle()?;
+    ensure!(reach(&stage)? == (false, true), "noticed");
+    let findings = ask::<Status>("/v1/status")?.findings;
+    ensure!(findings.is_empty(), "{findings:?}");
     Ok(())
 }

@@ -7,6 +7,7 @@
 //! `scan`, `documents` and `object`.
 
 mod events;
+mod progress;
 mod read;
 mod scan;
 mod walk;
@@ -26,7 +27,8 @@ use super::content;
 use super::store::Store;
 use super::{Batch, Place, Reported};
 use events::Events;
-use scan::Scanner;
+use progress::Progress;
+use scan::{Look, Scanner};
 use walk::Identity;
 
 /// Batches under way to the reconciler; a full channel stops the reading of files, nothing else.
@@ -41,6 +43,8 @@ const COALESCE_AT_MOST: Duration = Duration::from_millis(20);
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// And no more of the time than one part in so many goes into it, however much there is.
 const LOOK_SHARE: u32 = 20;
+/// Nor more than one part in so many where events ask for it: those that name files do not.
+const LOOK_SHARE_OF_EVENTS: u32 = 2;
 /// Findings told at a time: who mends these is told of the others next.
 const MAX_FINDINGS: usize = 1000;
 
@@ -90,18 +94,22 @@ fn loaded(path: &Path, mut store: Store, mut findings: Vec<Reported>) -> Loaded 
     }
 }
 
-/// Watches a directory. The first batch that is complete has its whole content; the stream ends
-/// only when the watching thread cannot be started. Dropping the stream ends the watch.
+/// Watches a directory. The first batch that is complete has its whole content. A file that does not
+/// answer is told of, and nothing else until it does. Dropping the stream ends the watch.
 ///
 /// # Errors
 /// The watching thread cannot be started.
 pub fn watch(path: &Path) -> io::Result<ReceiverStream<Batch>> {
     let (batches, stream) = mpsc::channel(BATCHES);
-    let path = path.to_owned();
+    let watch = Watch::new(path.to_owned());
+    let (progress, told) = (watch.progress.clone(), batches.clone());
     std::thread::Builder::new()
         .name("manifests".to_owned())
         .stack_size(STACK_BYTES)
-        .spawn(move || Watch::new(path).run(&batches))?;
+        .spawn(move || watch.run(&batches))?;
+    std::thread::Builder::new()
+        .name("patience".to_owned())
+        .spawn(move || progress.wonder(&told))?;
     Ok(ReceiverStream::new(stream))
 }
 
@@ -126,20 +134,27 @@ struct Watch {
     /// True once a complete list was told.
     is_complete: bool,
     told: Option<Vec<Reported>>,
-    /// How often it is looked through without an event.
-    look_again: Duration,
+    progress: Progress,
+    /// When it is looked through without an event.
+    look_through_at: Instant,
+    /// Until when it is not looked through whatever events say.
+    rests_until: Instant,
 }
 
 impl Watch {
     fn new(path: PathBuf) -> Self {
+        let now = Instant::now();
+        let progress = Progress::default();
         Self {
             store: Store::default(),
-            scanner: Scanner::of_directory(&path),
+            scanner: Scanner::of_directory(&path).telling(progress.clone()),
+            progress,
             events: Events::default(),
             attached_to: None,
             is_complete: false,
             told: None,
-            look_again: LOOK_AGAIN,
+            look_through_at: now,
+            rests_until: now,
             path,
         }
     }
@@ -147,10 +162,11 @@ impl Watch {
     /// Sees to it that events are of the directory that has the name now. Before each look: what
     /// changes while it is under way is looked at again.
     fn follow(&mut self) {
-        let root = Root::at(&self.path);
+        let root = self.progress.ask(&self.path, || Root::at(&self.path));
         if root != self.attached_to {
             // Inotify's watch went with the directory that it was on.
             self.events.detach();
+            self.scanner.forget_names();
         }
         if root.is_some() && !self.events.is_attached() {
             self.events.attach(&self.path);
@@ -161,24 +177,20 @@ impl Watch {
     fn run(mut self, batches: &mpsc::Sender<Batch>) {
         let mut noticed = Instant::now();
         loop {
-            let began = Instant::now();
             if let Some(batch) = self.look(noticed)
                 && batches.blocking_send(batch).is_err()
             {
                 return;
             }
             let now = Instant::now();
-            self.look_again = LOOK_AGAIN.max(LOOK_SHARE * (now - began));
             let next = [
                 self.scanner.next_look(now),
                 self.events.pending().next_look(),
             ]
             .into_iter()
             .flatten()
-            .min()
-            .map_or(self.look_again, |at| {
-                at.saturating_duration_since(now).min(self.look_again)
-            });
+            .fold(self.look_through_at, Instant::min);
+            let next = next.saturating_duration_since(now);
             self.events.wait(next, COALESCE, COALESCE_AT_MOST);
             noticed = self.events.pending().since().unwrap_or_else(Instant::now);
             if batches.is_closed() {
@@ -190,11 +202,10 @@ impl Watch {
     /// Looks at what may have changed; a batch when something did, and always the first time.
     fn look(&mut self, noticed: Instant) -> Option<Batch> {
         self.follow();
-        let now = Instant::now();
-        let looked = self
-            .scanner
-            .look(&mut self.store, self.events.pending(), now);
-        self.events.looked(now);
+        let looked = match self.look_at_named() {
+            Some(look) => Ok(look),
+            None => self.look_through(),
+        };
         let mut findings = match looked {
             Ok(look) => {
                 self.is_complete |= look.is_complete;
@@ -212,7 +223,8 @@ impl Watch {
         findings.extend(self.events.fault(&self.path));
         findings.extend(self.store.findings());
         let findings = most_important(&self.path, findings);
-        if changes.is_empty() && self.told.as_ref() == Some(&findings) {
+        let was_told_else = self.progress.tell(&findings, self.is_complete);
+        if changes.is_empty() && !was_told_else && self.told.as_ref() == Some(&findings) {
             return None;
         }
         self.told = Some(findings.clone());
@@ -222,6 +234,34 @@ impl Watch {
             is_complete: self.is_complete,
             noticed,
         })
+    }
+
+    /// Looks at the files that events have named, where and while that is enough.
+    fn look_at_named(&mut self) -> Option<Look> {
+        let now = Instant::now();
+        if now >= self.look_through_at || !self.events.is_attached() {
+            return None;
+        }
+        let pending = self.events.pending();
+        let look = self.scanner.look_at_named(&mut self.store, pending, now)?;
+        self.events.looked(now);
+        Some(look)
+    }
+
+    /// Looks at all there is.
+    fn look_through(&mut self) -> io::Result<Look> {
+        // Somebody may change something all the time.
+        while let Some(left) = self.rests_until.checked_duration_since(Instant::now()) {
+            self.events.wait(left, COALESCE, COALESCE_AT_MOST);
+        }
+        let now = Instant::now();
+        let pending = self.events.pending();
+        let looked = self.scanner.look(&mut self.store, pending, now);
+        self.events.looked(now);
+        let end = Instant::now();
+        self.look_through_at = end + LOOK_AGAIN.max(LOOK_SHARE * (end - now));
+        self.rests_until = end + (LOOK_SHARE_OF_EVENTS - 1) * (end - now);
+        looked
     }
 
     fn without_directory(&self, error: &io::Error) -> Reported {

@@ -38,7 +38,7 @@ impl Content {
 #[derive(Debug, Default)]
 pub(crate) struct Store {
     files: BTreeMap<Arc<Path>, Content>,
-    /// Those of them with objects that something is wrong with: nearly always none, of many.
+    /// Those of them that something is wrong with: nearly always none, of many.
     faulty: BTreeSet<Arc<Path>>,
     /// Where an object stands; the first place counts.
     holders: HashMap<Key, BTreeSet<(Arc<Path>, usize)>>,
@@ -78,11 +78,8 @@ impl Store {
             holders.insert((Arc::clone(path), index));
             self.touched.insert(object.key.clone());
         }
-        if content
-            .objects
-            .iter()
-            .any(|(_, object)| !object.findings.is_empty())
-        {
+        let mut objects = content.objects.iter();
+        if !content.findings.is_empty() || objects.any(|(_, object)| !object.findings.is_empty()) {
             self.faulty.insert(Arc::clone(path));
         }
         self.files.insert(Arc::clone(path), content);
@@ -90,6 +87,7 @@ impl Store {
 
     /// A file cannot be read: its last good content stays, and the fault is told until mended.
     pub(crate) fn put_malformed(&mut self, path: &Arc<Path>, fault: &Malformed) {
+        self.faulty.insert(Arc::clone(path));
         let content = self.files.entry(Arc::clone(path)).or_default();
         let consequence = if content.objects.is_empty() {
             "nothing in it is in force until it is mended"
@@ -217,11 +215,9 @@ impl Store {
     /// Everything that is wrong now, by file.
     pub(crate) fn findings(&self) -> Vec<Reported> {
         let mut findings = Vec::new();
-        for (path, content) in &self.files {
+        for content in self.faulty.iter().filter_map(|path| self.files.get(path)) {
             findings.extend(content.findings.iter().cloned());
-            let objects = content.objects.iter();
-            let may_be_faulty = self.faulty.contains(path);
-            for (place, object) in objects.take_while(|_| may_be_faulty) {
+            for (place, object) in &content.objects {
                 findings.extend(object.findings.iter().map(|finding| Reported {
                     place: Some(place.clone()),
                     finding: finding.clone(),

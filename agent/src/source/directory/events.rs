@@ -27,9 +27,34 @@ pub(super) struct Pending {
     named: HashSet<PathBuf>,
     being_written: HashMap<PathBuf, Instant>,
     since: Option<Instant>,
+    /// Something happened that nobody has named.
+    is_vague: bool,
 }
 
 impl Pending {
+    /// What events named; `None` when that is not all that has happened.
+    pub(super) fn named(&self) -> Option<impl Iterator<Item = &PathBuf>> {
+        (!self.is_vague).then(|| self.named.iter())
+    }
+
+    /// That these were named.
+    #[cfg(test)]
+    pub(super) fn of(paths: &[PathBuf]) -> Self {
+        Self {
+            named: paths.iter().cloned().collect(),
+            ..Self::default()
+        }
+    }
+
+    /// That something happened, and nobody knows where.
+    #[cfg(test)]
+    pub(super) fn vague() -> Self {
+        Self {
+            is_vague: true,
+            ..Self::default()
+        }
+    }
+
     /// True when an event named the file.
     pub(super) fn names(&self, path: &Path) -> bool {
         self.named.contains(path)
@@ -74,6 +99,8 @@ impl Pending {
             | EventKind::Other => {}
         }
         self.since.get_or_insert(now);
+        // The kernel's own queue has overflowed, for example.
+        self.is_vague |= event.paths.is_empty() || event.need_rescan();
         self.named.extend(event.paths);
     }
 
@@ -171,6 +198,7 @@ impl Events {
             named,
             being_written,
             since,
+            is_vague,
         } = &mut self.pending;
         // Files that are being written stay named until they were read.
         named.retain(|path| {
@@ -180,6 +208,7 @@ impl Events {
         });
         being_written.retain(|path, _| named.contains(path));
         *since = None;
+        *is_vague = false;
     }
 
     /// Waits for an event, at most `timeout`, and gathers those that come with it.
@@ -197,6 +226,7 @@ impl Events {
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
             }
         }
+        self.pending.is_vague |= self.overflowed.swap(false, Ordering::Relaxed);
     }
 
     fn take(&mut self, event: notify::Result<notify::Event>) {
@@ -205,6 +235,7 @@ impl Events {
             // Whatever it is, looking is the answer.
             Err(error) => {
                 tracing::debug!(%error, "inotify");
+                self.pending.is_vague = true;
                 self.pending.since.get_or_insert_with(Instant::now);
             }
         }

@@ -27,6 +27,11 @@ impl Signature {
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
     }
+
+    /// Bytes of the file.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
 }
 
 /// What came of reading a file.

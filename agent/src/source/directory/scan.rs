@@ -1,7 +1,10 @@
-//! One look through a directory: which files changed, went or came, and what they hold now.
+//! One look through a directory: which files changed, went or came, and what they hold now. Looking at
+//! some of them only is `named`'s.
 //!
 //! A file that cannot be read keeps what it held. Where nobody knows what it held, at the first
 //! look, the look is not complete: nothing may be concluded from it.
+
+mod named;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,6 +16,7 @@ use std::time::{Duration, Instant};
 use agent_policy::model::Severity;
 
 use super::events::Pending;
+use super::progress::Progress;
 use super::read::{self, Contents, Signature};
 use super::reported;
 use super::walk::{Limits, Walk};
@@ -41,10 +45,15 @@ pub(super) struct Scanner {
     unknown: BTreeMap<Arc<Path>, String>,
     /// No look was complete yet.
     is_first: bool,
+    /// What the latest look through all of it found, where events tell the rest.
+    plain: Option<Plain>,
     /// Whatever the root is, it was named to be read.
     may_be_file: bool,
     limits: Limits,
+    progress: Progress,
 }
+
+use named::Plain;
 
 /// What a look saw beside the files' content.
 #[derive(Debug)]
@@ -73,9 +82,16 @@ impl Scanner {
             restless: BTreeMap::new(),
             unknown: BTreeMap::new(),
             is_first: true,
+            plain: None,
             may_be_file: false,
             limits: Limits::STANDARD,
+            progress: Progress::default(),
         }
+    }
+
+    /// The same, telling what it asks the file system.
+    pub(super) fn telling(self, progress: Progress) -> Self {
+        Self { progress, ..self }
     }
 
     /// The same with other limits.
@@ -101,6 +117,7 @@ impl Scanner {
         pending: &Pending,
         now: Instant,
     ) -> io::Result<Look> {
+        self.plain = None;
         let mut walk = self.walk()?;
         let mut bytes = 0;
         let files: Vec<_> = walk
@@ -131,6 +148,9 @@ impl Scanner {
         }
         let is_complete = !walk.is_incomplete && self.unknown.is_empty();
         self.is_first &= !is_complete;
+        if is_complete && self.restless.is_empty() {
+            self.plain = Plain::of(&mut walk, bytes);
+        }
         Ok(Look {
             findings: walk.findings,
             is_complete,
@@ -144,7 +164,7 @@ impl Scanner {
                 return Ok(Walk::of_one(&self.root, metadata));
             }
         }
-        Walk::through(&self.root, self.limits)
+        Walk::through(&self.root, self.limits, &self.progress)
     }
 
     /// What follows where a file's content is not known.
@@ -158,11 +178,14 @@ impl Scanner {
     }
 
     fn read(&mut self, store: &mut Store, path: &Arc<Path>, now: Instant, walk: &mut Walk) {
-        let contents = if self.may_be_file && **path == *self.root {
-            read::named(path)
-        } else {
-            read::regular(path)
-        };
+        let is_named = self.may_be_file && **path == *self.root;
+        let contents = self.progress.ask(path, || {
+            if is_named {
+                read::named(path)
+            } else {
+                read::regular(path)
+            }
+        });
         match contents {
             Ok(Contents::Whole(bytes, signature)) => {
                 self.seen.insert(Arc::clone(path), signature);
@@ -265,12 +288,21 @@ impl Scanner {
         for path in known {
             let since = *self.missing.entry(Arc::clone(&path)).or_insert(now);
             if now.saturating_duration_since(since) >= GONE_AFTER {
-                store.remove(&path);
-                self.seen.remove(&path);
-                self.missing.remove(&path);
-                self.unknown.remove(&path);
+                self.forget(store, &path);
             }
         }
+    }
+
+    fn forget(&mut self, store: &mut Store, path: &Path) {
+        store.remove(path);
+        self.seen.remove(path);
+        self.missing.remove(path);
+        self.unknown.remove(path);
+    }
+
+    /// Not looked at one by one before everything was looked through again.
+    pub(super) fn forget_names(&mut self) {
+        self.plain = None;
     }
 }
 

@@ -13,6 +13,7 @@ use super::{load, watch};
 use crate::source::Batch;
 
 mod hostile;
+mod named;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 

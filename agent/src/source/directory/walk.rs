@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use agent_policy::model::Severity;
 
+use super::progress::Progress;
 use super::{reported, shared};
 use crate::source::Reported;
 use crate::source::documents;
@@ -60,9 +61,12 @@ pub(super) struct Walk {
     pub(super) is_cut: bool,
     /// Directories that were walked.
     pub(super) directories: HashSet<PathBuf>,
+    /// True when something has several names: what happens to one of them happens to all.
+    pub(super) has_links: bool,
     visited: HashSet<Identity>,
     entries: usize,
     limits: Limits,
+    progress: Progress,
 }
 
 impl Walk {
@@ -70,12 +74,13 @@ impl Walk {
     ///
     /// # Errors
     /// It cannot be looked at, or is none.
-    pub(super) fn through(root: &Path, limits: Limits) -> io::Result<Self> {
+    pub(super) fn through(root: &Path, limits: Limits, progress: &Progress) -> io::Result<Self> {
         let mut walk = Self {
             limits,
+            progress: progress.clone(),
             ..Self::default()
         };
-        let metadata = fs::metadata(root)?;
+        let metadata = progress.ask(root, || fs::metadata(root))?;
         let mut left = Vec::new();
         walk.directory(root, &metadata, &mut left)?;
         // Not by recursion, which costs stack and an open file for each level.
@@ -102,8 +107,11 @@ impl Walk {
         if !self.visited.insert(identity(metadata)) {
             return Ok(());
         }
-        for entry in fs::read_dir(path)? {
-            let path = entry?.path();
+        let entries = self.progress.ask(path, || fs::read_dir(path))?;
+        for entry in entries {
+            let entry = entry?;
+            self.has_links |= entry.file_type()?.is_symlink();
+            let path = entry.path();
             self.entries += 1;
             if !documents::is_hidden(&path) {
                 self.entry(path, left);
@@ -120,10 +128,12 @@ impl Walk {
 
     fn entry(&mut self, path: PathBuf, left: &mut Vec<(PathBuf, Metadata)>) {
         let is_manifest = documents::is_manifest(&path);
-        match fs::metadata(&path) {
+        let metadata = self.progress.ask(&path, || fs::metadata(&path));
+        match metadata {
             Ok(metadata) if metadata.is_dir() => left.push((path, metadata)),
             Ok(_) if !is_manifest => {}
             Ok(metadata) if metadata.is_file() => {
+                self.has_links |= metadata.nlink() > 1;
                 self.files.insert(shared(&path), metadata);
             }
             Ok(metadata) => {

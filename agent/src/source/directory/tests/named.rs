@@ -1,0 +1,171 @@
+//! Looks at what events name: enough where names tell everything, and refused where they do not.
+
+use super::super::events::Pending;
+use super::super::scan::Scanner;
+use super::super::walk::Limits;
+use super::*;
+use crate::source::store::Store;
+
+/// Something done to a directory, and a word about it.
+type Deed = (&'static str, fn(&Directory));
+
+/// A directory that was looked through.
+struct Looked {
+    directory: Directory,
+    scanner: Scanner,
+    store: Store,
+}
+
+impl Looked {
+    /// With two files, and whatever else `prepare` puts there.
+    fn at(prepare: impl FnOnce(&Directory)) -> Self {
+        let directory = Directory::new();
+        fs::create_dir(directory.path("deep")).unwrap();
+        directory.write("a.yaml", &namespace("one"));
+        directory.write("deep/b.yaml", &namespace("two"));
+        prepare(&directory);
+        let limits = Limits {
+            files: 3,
+            bytes: 1000,
+            ..Limits::STANDARD
+        };
+        let mut looked = Self {
+            scanner: Scanner::of_directory(&directory.0).with(limits),
+            store: Store::default(),
+            directory,
+        };
+        looked.through();
+        looked
+    }
+
+    fn through(&mut self) -> Vec<String> {
+        let pending = Pending::default();
+        let looked = self.scanner.look(&mut self.store, &pending, Instant::now());
+        assert!(looked.unwrap().is_complete);
+        self.changes()
+    }
+
+    /// What is new in files of these names, if they are enough.
+    fn named(&mut self, names: &[&str], now: Instant) -> Option<Vec<String>> {
+        let paths: Vec<PathBuf> = names.iter().map(|name| self.directory.path(name)).collect();
+        self.with(&Pending::of(&paths), now)
+    }
+
+    fn with(&mut self, pending: &Pending, now: Instant) -> Option<Vec<String>> {
+        let looked = self.scanner.look_at_named(&mut self.store, pending, now)?;
+        assert!(looked.is_complete && looked.findings.is_empty());
+        Some(self.changes())
+    }
+
+    fn changes(&mut self) -> Vec<String> {
+        let word = |change| match change {
+            Change::Namespace(namespace) => namespace.name.to_string(),
+            Change::NamespaceGone(name) => format!("{name} gone"),
+            other @ (Change::Pod(_)
+            | Change::PodGone(_)
+            | Change::Node(_)
+            | Change::NodeGone(_)
+            | Change::Policy(_)
+            | Change::PolicyGone(_)) => panic!("{other:?}"),
+        };
+        self.store.take_changes().into_iter().map(word).collect()
+    }
+}
+
+#[test]
+fn a_file_that_is_named_is_looked_at_and_no_other() {
+    let mut looked = Looked::at(|_| {});
+    let now = Instant::now();
+    // The other one changes unnoticed.
+    looked.directory.write("a.yaml", &namespace("unnamed"));
+    looked.directory.write("deep/b.yaml", &namespace("three"));
+    let words = looked.named(&["deep/b.yaml"], now).unwrap();
+    assert_eq!(words, ["two gone", "three"]);
+    looked.directory.write("c.yaml", &namespace("four"));
+    looked.directory.write("notes.txt", "no manifest");
+    let named = ["c.yaml", "notes.txt", ".hidden/c.yaml", "never-there.yaml"];
+    assert_eq!(looked.named(&named, now).unwrap(), ["four"]);
+    assert_eq!(looked.through(), ["one gone", "unnamed"]);
+}
+
+#[test]
+fn a_named_file_that_goes_is_waited_for_and_then_gone() {
+    let mut looked = Looked::at(|_| {});
+    let now = Instant::now();
+    fs::remove_file(looked.directory.path("a.yaml")).unwrap();
+    assert!(looked.named(&["a.yaml"], now).unwrap().is_empty());
+    let due = looked.scanner.next_look(now).unwrap();
+    assert!(looked.named(&[], now).unwrap().is_empty(), "not yet");
+    assert_eq!(looked.named(&[], due).unwrap(), ["one gone"]);
+    assert_eq!(looked.scanner.next_look(due), None);
+    // What comes back in time never went.
+    fs::remove_file(looked.directory.path("deep/b.yaml")).unwrap();
+    assert!(looked.named(&["deep/b.yaml"], due).unwrap().is_empty());
+    looked.directory.write("deep/b.yaml", &namespace("two"));
+    assert!(looked.named(&["deep/b.yaml"], due).unwrap().is_empty());
+    assert_eq!(looked.scanner.next_look(due), None);
+}
+
+#[test]
+fn all_is_looked_through_where_names_do_not_tell_everything() {
+    let now = Instant::now();
+    let before: [Deed; 4] = [
+        ("a link", |directory| {
+            symlink("a.yaml", directory.path("link.yaml")).unwrap();
+            directory.write("a.yaml", "");
+        }),
+        ("a link that is none of ours", |directory| {
+            symlink("deep", directory.path("again")).unwrap();
+        }),
+        ("two names of one file", |directory| {
+            fs::hard_link(directory.path("a.yaml"), directory.path("a.txt")).unwrap();
+        }),
+        ("something wrong", |directory| {
+            symlink("nowhere", directory.path("nowhere.yaml")).unwrap();
+        }),
+    ];
+    for (what, prepare) in before {
+        let mut looked = Looked::at(prepare);
+        assert_eq!(looked.named(&["a.yaml"], now), None, "{what}");
+    }
+    let after: [Deed; 7] = [
+        ("new", |directory| {
+            fs::create_dir(directory.path("new")).unwrap();
+        }),
+        ("new/c.yaml", |directory| {
+            fs::create_dir(directory.path("new")).unwrap();
+            directory.write("new/c.yaml", &namespace("three"));
+        }),
+        ("deep", |directory| {
+            fs::remove_dir_all(directory.path("deep")).unwrap();
+        }),
+        ("link.yaml", |directory| {
+            symlink("a.yaml", directory.path("link.yaml")).unwrap();
+        }),
+        ("double.yaml", |directory| {
+            fs::hard_link(directory.path("a.yaml"), directory.path("double.yaml")).unwrap();
+        }),
+        ("pipe.yaml", |directory| {
+            let mode = nix::sys::stat::Mode::S_IRWXU;
+            nix::unistd::mkfifo(&directory.path("pipe.yaml"), mode).unwrap();
+        }),
+        ("large.yaml", |directory| {
+            directory.write("large.yaml", &"#".repeat(1000));
+        }),
+    ];
+    for (name, change) in after {
+        let mut looked = Looked::at(|_| {});
+        change(&looked.directory);
+        assert_eq!(looked.named(&[name], now), None, "{name}");
+        assert_eq!(looked.named(&["a.yaml"], now), None, "{name}: for good");
+    }
+    let mut looked = Looked::at(|_| {});
+    assert_eq!(looked.with(&Pending::vague(), now), None, "who knows");
+    // One more than there may be.
+    let mut looked = Looked::at(|directory| directory.write("c.yaml", &namespace("three")));
+    looked.directory.write("d.yaml", &namespace("four"));
+    assert_eq!(looked.named(&["d.yaml"], now), None, "no room");
+    let mut looked = Looked::at(|_| {});
+    looked.scanner.forget_names();
+    assert_eq!(looked.named(&["a.yaml"], now), None, "another directory");
+}
