@@ -64,6 +64,8 @@ struct Node {
     now: Duration,
     pods: Vec<Addresses>,
     wild: Wild,
+    /// Who sent what to whom just now, and may once more.
+    last: Option<(usize, usize, Vec<u8>)>,
     witness: Witness,
     /// Looks at packets as the programs do.
     short: Machine<Tables>,
@@ -112,6 +114,7 @@ impl Node {
             now: Duration::from_secs(1),
             witness: Witness::new(settings, is_small),
             wild,
+            last: None,
             short: machine(),
             long: machine(),
             room: Room::default(),
@@ -162,30 +165,31 @@ impl Node {
 
     /// A packet from somebody to somebody, at every hook on its way.
     fn exchange(&mut self, dice: &mut Dice) {
-        let from = dice.roll(PODS + 1);
-        let to = (from + 1 + dice.roll(PODS)) % (PODS + 1);
-        let frame = self.wild.frame(dice, from, to);
-        let entered = match ifindex(from) {
-            Some(ifindex) => {
-                let at = Arrival {
-                    hook: Hook::FromPod,
-                    ifindex,
-                    ingress_ifindex: ifindex,
-                };
-                if !matches!(self.meet(&at, &frame), Outcome::Pass(_)) && !dice.one_in(8) {
-                    return;
-                }
-                ifindex
-            }
-            None => UPLINK,
-        };
+        let repeated = self.last.take().filter(|_| dice.one_in(6));
+        let (from, to, frame) = repeated.unwrap_or_else(|| {
+            let from = dice.roll(PODS + 1);
+            let to = (from + 1 + dice.roll(PODS)) % (PODS + 1);
+            (from, to, self.wild.frame(dice, from, to))
+        });
+        let entered = ifindex(from).unwrap_or(UPLINK);
+        let has_left = ifindex(from).is_none_or(|ifindex| {
+            let at = Arrival {
+                hook: Hook::FromPod,
+                ifindex,
+                ingress_ifindex: ifindex,
+            };
+            matches!(self.meet(&at, &frame), Outcome::Pass(_))
+        });
         // Or from the node itself, or as a masquerade or a bridge would have it.
         let ingress_ifindex = match dice.roll(12) {
             1 => 0,
             2 => FIRST_IFINDEX + dice.roll(4_u32),
             _ => entered,
         };
-        if let Some(ifindex) = ifindex(to) {
+        // What was dropped may all the same have a like that was not.
+        if let Some(ifindex) = ifindex(to)
+            && (has_left || dice.one_in(8))
+        {
             let at = Arrival {
                 hook: Hook::ToPod,
                 ifindex,
@@ -193,6 +197,7 @@ impl Node {
             };
             let _outcome = self.meet(&at, &frame);
         }
+        self.last = Some((from, to, frame));
         self.short.advance(1);
         self.long.advance(1);
     }
