@@ -7,6 +7,8 @@
     reason = "a test's own helpers: a panic is the failure's report"
 )]
 
+mod errors;
+mod floods;
 mod fuzz;
 mod link;
 mod origin;
