@@ -28,7 +28,7 @@ use agent_common::maps::{ID_ROWS, PortKey};
 use crate::cluster::Cluster;
 use crate::model::{ObjectName, RuleId};
 use addresses::Addresses;
-use atoms::{AtomContent, AtomId, Atoms};
+use atoms::{AtomContent, AtomId, Atoms, Drawing, Redrawn};
 use ids::Ids;
 use peer_classes::{ClassId, Classes};
 use policies::Policies;
@@ -128,7 +128,7 @@ impl Compiler {
 
     /// A policy came, went or changed.
     pub(crate) fn policy_changed(&mut self, name: &ObjectName) {
-        self.policies.forget(name, &mut self.atoms);
+        self.policies.doubt(name);
     }
 
     /// What an address is to rules may have changed.
@@ -155,9 +155,9 @@ impl Compiler {
         for rule in &**rules {
             self.rules.hold(rule.rule);
             if let Some(atom) = rule.atom
-                && let Some(content) = self.atoms.add_set(atom, id)
+                && let Some(drawing) = self.atoms.add_set(atom, id)
             {
-                self.atom_came_alive(cluster, atom, &content);
+                self.atom_came_alive(cluster, atom, &drawing);
             }
             for name in rule.ports.names() {
                 self.name_is_used(cluster, *name, rule.atom);
@@ -197,9 +197,9 @@ impl Compiler {
                 }
             }
             if let Some(atom) = rule.atom
-                && let Some(content) = self.atoms.remove_set(atom, id)
+                && let Some(drawing) = self.atoms.remove_set(atom, id)
             {
-                self.prefixes.remove(atom, &content);
+                self.prefixes.remove(atom, &drawing);
             }
             if self.rules.is_named(rule.rule) {
                 self.retired.rules.push(rule.rule);
@@ -229,27 +229,60 @@ impl Compiler {
         )
     }
 
-    fn atom_came_alive(&mut self, cluster: &Cluster, atom: AtomId, content: &AtomContent) {
-        self.atom_members_changed(cluster, content);
+    /// Lists of policies that have changed are known by now: mentions that none of them made again
+    /// are forgotten, and atoms that were redrawn have what they have now.
+    pub(crate) fn settle_lists(&mut self, cluster: &Cluster) {
+        self.policies.forget_stale(&mut self.atoms);
+        for redrawn in self.atoms.take_redrawn() {
+            self.atom_was_redrawn(cluster, &redrawn);
+        }
+    }
+
+    /// Gives redrawn atoms back what they are in the maps; the policies that redrew them get atoms of
+    /// their own. Without it a list that does not fit would stay wanted by the set in force, and no
+    /// other plan fitted either.
+    pub(crate) fn take_lists_back(&mut self, cluster: &Cluster) {
+        let atoms = self.atoms.take_back();
+        self.policies.doubt_those_with(&atoms);
+        self.settle_lists(cluster);
+    }
+
+    fn atom_came_alive(&mut self, cluster: &Cluster, atom: AtomId, drawing: &Drawing) {
         self.stale_prefixes
-            .extend(self.prefixes.insert(atom, content));
+            .extend(self.prefixes.insert(atom, drawing));
+        self.atom_members_changed(cluster, &drawing.content);
+        self.candidates_changed(&drawing.content);
+    }
+
+    fn atom_was_redrawn(&mut self, cluster: &Cluster, redrawn: &Redrawn) {
+        let Redrawn { atom, lost, gained } = redrawn;
+        self.stale_prefixes.extend(self.prefixes.erase(*atom, lost));
+        self.atom_members_changed(cluster, &lost.content);
+        self.candidates_changed(&lost.content);
+        self.atom_came_alive(cluster, *atom, gained);
+        let names: Vec<NameId> = self.atoms.names(*atom).collect();
+        for name in names {
+            self.ask_who_declares(cluster, name, Some(&gained.content));
+        }
+    }
+
+    /// Asks the pods that an atom has by their labels.
+    fn atom_members_changed(&mut self, cluster: &Cluster, content: &AtomContent) {
+        let addresses = Atoms::pod_addresses(cluster, &content.pods);
+        self.stale_addresses
+            .extend(addresses.into_iter().map(Address::from));
+    }
+
+    /// Asks the candidates inside an atom's blocks.
+    fn candidates_changed(&mut self, content: &AtomContent) {
         for block in &content.blocks {
             self.stale_addresses
                 .extend(self.addresses.inside(block.cidr.range()));
         }
     }
 
-    fn atom_members_changed(&mut self, cluster: &Cluster, content: &AtomContent) {
-        let addresses = Atoms::pod_addresses(cluster, content);
-        self.stale_addresses
-            .extend(addresses.into_iter().map(Address::from));
-    }
-
     /// A rule of a new set resolves a name at its peers. The first such rule asks every peer.
     fn name_is_used(&mut self, cluster: &Cluster, name: NameId, atom: Option<AtomId>) {
-        let is_asked = |address: &Address, content: Option<&AtomContent>| {
-            content.is_none_or(|content| Prefixes::is_in(content, *address))
-        };
         let is_first = match atom {
             Some(atom) => self.atoms.add_name(atom, name),
             None => self.names.add_for_everyone(name),
@@ -262,15 +295,20 @@ impl Compiler {
             .map(|atom| Arc::clone(&atom.content));
         if let Some(content) = &content {
             self.atom_members_changed(cluster, content);
-            if content.blocks.is_empty() {
-                return;
-            }
         }
+        self.ask_who_declares(cluster, name, content.as_deref());
+    }
+
+    /// Asks the pods that declare a name, at addresses inside an atom's blocks or anywhere.
+    fn ask_who_declares(&mut self, cluster: &Cluster, name: NameId, at: Option<&AtomContent>) {
+        if at.is_some_and(|content| content.blocks.is_empty()) {
+            return;
+        }
+        let is_asked = |address: &Address| at.is_none_or(|at| Prefixes::is_in(at, *address));
         for pod in cluster.pods() {
             if self.names.ports_at(name, pod).next().is_some() {
                 let addresses = pod.addresses.iter().copied().map(Address::from);
-                self.stale_addresses
-                    .extend(addresses.filter(|address| is_asked(address, content.as_deref())));
+                self.stale_addresses.extend(addresses.filter(is_asked));
             }
         }
     }

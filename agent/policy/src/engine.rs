@@ -276,8 +276,11 @@ impl Engine {
     }
 
     /// A draft without what no policy mentions any more, be it in the maps or of a plan that was
-    /// refused before.
+    /// refused before; lists that changed stay in force beside what they are to be.
     fn draft_compacted(&mut self) -> Result<draft::Draft, Refused> {
+        self.compiler.take_lists_back(&self.cluster);
+        // Sets with what those lists were to be go before it is looked what is left.
+        self.choose_sets();
         self.compact();
         self.choose_sets();
         self.compiler.refresh(&self.cluster);

@@ -93,7 +93,7 @@ pub struct Summary {
     pub endpoints_published: usize,
     /// Published endpoints whose row changes.
     pub endpoints_flipped: usize,
-    /// Of those, how many get a new revision because their policy judges some packet differently.
+    /// Published endpoints that get a new revision because they judge some packet differently.
     pub endpoints_revised: usize,
     /// Endpoints that are no longer published.
     pub endpoints_withdrawn: usize,

@@ -313,8 +313,9 @@ proptest! {
     #[test]
     fn a_refused_plan_changes_nothing_and_limits_hold(
         history in history(6), rows in 4_usize..60, classes in 1_usize..12, peers in 2_usize..9,
+        prefixes in 1_usize..9,
     ) {
-        let options = Options { rows, classes, peers, ..Options::default() };
+        let options = Options { rows, classes, peers, prefixes, ..Options::default() };
         let mut node = Node::new(options);
         for batch in history {
             node.happen(&batch);
@@ -339,6 +340,7 @@ proptest! {
                         node.tables.apply(write);
                         prop_assert!(node.tables.verdicts.len() <= rows);
                         prop_assert!(node.tables.peers.len() <= peers);
+                        prop_assert!(node.tables.prefix_rows().count() <= prefixes);
                     }
                     node.engine.written(node.now);
                     node.check_against_specification()?;
@@ -347,6 +349,25 @@ proptest! {
             // Rows that rest count against the limit: give them time.
             node.now += Duration::from_secs(3);
         }
+    }
+
+    /// Lists stay the same atoms when they change, also the one of a set in force; what did not fit
+    /// must not stay wanted by that.
+    #[test]
+    fn a_list_that_did_not_fit_stands_in_nobodys_way(
+        history in history(6), prefixes in 1_usize..7,
+    ) {
+        let mut node = Node::new(Options { prefixes, ..Options::default() });
+        for batch in history {
+            node.happen(&batch);
+            let _done_or_refused = node.settle_in_steps();
+            prop_assert!(node.tables.prefix_rows().count() <= prefixes);
+        }
+        node.forget_policies();
+        prop_assert_eq!(node.settle_in_steps(), Ok(()));
+        node.check_against_specification()?;
+        node.settle_down()?;
+        prop_assert_eq!(node.tables.prefix_rows().count(), 0);
     }
 }
 
@@ -445,6 +466,42 @@ fn an_address_that_another_pod_takes_over_is_judged_again_although_its_class_sta
     });
     assert!(stamped, "{plan:?}");
     assert_eq!(plan.summary.peers_moved, 0, "its class stays: {plan:?}");
+}
+
+#[test]
+fn a_list_that_changes_moves_only_what_it_gained_or_lost() {
+    let mut node = Node::new(Options::default());
+    node.happen(&node::admitting_ranges());
+    node.settle().unwrap();
+    let shown = |write: &Write| {
+        let kinds = [
+            (matches!(write, Write::PutPrefix(..)), "put"),
+            (matches!(write, Write::DeletePrefix(_)), "delete"),
+            (matches!(write, Write::Flip { .. }), "flip"),
+        ];
+        let kind = kinds.iter().find(|(is_it, _)| *is_it);
+        kind.map_or("other", |(_, kind)| kind)
+    };
+    for (ranges, expected) in [
+        (&["203.0.113.0/24"][..], &["put", "flip"][..]),
+        (&["203.0.113.0/24", "192.0.2.0/25"], &["put"]),
+        (&[], &["delete", "delete", "flip"]),
+    ] {
+        // Nothing that rests is in the way.
+        node.settle_down().unwrap();
+        let before = node.tables.endpoints.clone();
+        node.happen(&[node::with_ranges(ranges)]);
+        let plan = node.engine.plan(node.now).unwrap();
+        let writes = plan.map(|plan| plan.writes.clone()).unwrap_or_default();
+        assert_eq!(writes.iter().map(shown).collect::<Vec<_>>(), expected);
+        node.tables.apply_all(&writes);
+        node.engine.written(node.now);
+        node.check_against_specification().unwrap();
+        for (ifindex, word) in &node.tables.endpoints {
+            let row = before[ifindex].config_row;
+            assert_eq!(word.config_row, row, "only its revision is new");
+        }
+    }
 }
 
 /// Places of endpoints; the first is nobody's.

@@ -1,6 +1,10 @@
 //! Atoms: whole `from`/`to` lists, each once, and which pods they have. Only atoms of live sets
 //! are asked; an atom that dies stays in the classes it is in until those are left or compacted.
+//!
+//! A list that changes stays the same atom where no other rule shares it: what it gained and lost
+//! moves, all the rest stays as it is.
 
+mod redrawing;
 mod selectors;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +19,8 @@ use crate::hash::HashMap;
 use crate::model::{NamespaceScope, Peer, Pod, Policy};
 use crate::selector::Selector;
 
+use redrawing::Numbers;
+pub(crate) use redrawing::{Drawing, Redrawn};
 use selectors::PodSelectors;
 
 /// An atom; only within this process.
@@ -46,6 +52,13 @@ pub(crate) struct Block {
     pub(crate) except: Vec<Net>,
 }
 
+impl Block {
+    /// Its range, then its exceptions.
+    pub(crate) fn nets(&self) -> impl Iterator<Item = Net> {
+        std::iter::once(self.cidr).chain(self.except.iter().copied())
+    }
+}
+
 /// What an atom is: the union of its pods and blocks, sorted, each once.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct AtomContent {
@@ -56,8 +69,8 @@ pub(crate) struct AtomContent {
 impl AtomContent {
     /// The atom of one rule's list.
     pub(crate) fn of(policy: &Policy, peers: &[Peer]) -> Self {
-        let mut pods = BTreeSet::new();
-        let mut blocks = BTreeSet::new();
+        let mut pods = Vec::new();
+        let mut blocks = Vec::new();
         for peer in peers {
             match peer {
                 Peer::Pods {
@@ -68,7 +81,7 @@ impl AtomContent {
                         NamespaceScope::Own => Scope::Namespace(Arc::clone(&policy.name.namespace)),
                         NamespaceScope::Selected(selector) => Scope::Selected(selector.clone()),
                     };
-                    pods.insert(PodPeer {
+                    pods.push(PodPeer {
                         scope,
                         pods: selector.clone(),
                     });
@@ -76,20 +89,25 @@ impl AtomContent {
                 Peer::Block { cidr, except } => {
                     // No packet carries an IPv6 address in IPv4's mapped range.
                     let Some(cidr) = Net::of(*cidr) else { continue };
-                    let except: BTreeSet<Net> =
-                        except.iter().filter_map(|hole| Net::of(*hole)).collect();
-                    blocks.insert(Block {
+                    let holes = except.iter().filter_map(|hole| Net::of(*hole));
+                    blocks.push(Block {
                         cidr,
-                        except: except.into_iter().collect(),
+                        except: each_once(holes.collect()),
                     });
                 }
             }
         }
         Self {
-            pods: pods.into_iter().collect(),
-            blocks: blocks.into_iter().collect(),
+            pods: each_once(pods),
+            blocks: each_once(blocks),
         }
     }
+}
+
+fn each_once<T: Ord>(mut items: Vec<T>) -> Vec<T> {
+    items.sort_unstable();
+    items.dedup();
+    items
 }
 
 /// An atom in use.
@@ -97,6 +115,7 @@ impl AtomContent {
 pub(crate) struct Atom {
     /// What it is.
     pub(crate) content: Arc<AtomContent>,
+    numbers: Numbers,
     /// Compiled policies that mention it.
     mentions: usize,
     /// Live sets with a rule for it: it is live while there is one.
@@ -115,20 +134,26 @@ pub(crate) struct Atoms {
     free: Vec<AtomId>,
     selectors: PodSelectors,
     live: usize,
+    redrawn: Vec<Redrawn>,
+    /// What atoms that were redrawn since are in the maps.
+    in_force: BTreeMap<AtomId, Arc<AtomContent>>,
 }
 
 impl Atoms {
-    /// The atom of this content, mentioned once more.
-    pub(crate) fn mention(&mut self, content: AtomContent) -> AtomId {
-        if let Some(id) = self.by_content.get(&content) {
-            let id = *id;
+    /// The atom of this content, mentioned once more. `before` is what the same rule mentions
+    /// until now: it becomes the atom of this content when nothing else is.
+    pub(crate) fn mention(&mut self, content: AtomContent, before: Option<AtomId>) -> AtomId {
+        let known = self.by_content.get(&content).copied();
+        let content = Arc::new(content);
+        let redrawn = before.filter(|before| known.is_none() && self.redraw(*before, &content));
+        if let Some(id) = known.or(redrawn) {
             if let Some(atom) = self.get_mut(id) {
                 atom.mentions += 1;
             }
             return id;
         }
-        let content = Arc::new(content);
         let atom = Atom {
+            numbers: Numbers::of(&content),
             content: Arc::clone(&content),
             mentions: 1,
             sets: BTreeSet::new(),
@@ -172,34 +197,34 @@ impl Atoms {
     }
 
     /// A live set has a rule for it; its content when it comes alive by that.
-    pub(crate) fn add_set(&mut self, id: AtomId, set: SetId) -> Option<Arc<AtomContent>> {
+    pub(crate) fn add_set(&mut self, id: AtomId, set: SetId) -> Option<Drawing> {
         let atom = self.get_mut(id)?;
         let was_dead = atom.sets.is_empty();
         atom.sets.insert(set);
         if !was_dead {
             return None;
         }
-        let content = Arc::clone(&atom.content);
+        let drawing = atom.drawing();
         self.live += 1;
-        for peer in &content.pods {
+        for peer in &drawing.content.pods {
             self.selectors.insert(id, peer);
         }
-        Some(content)
+        Some(drawing)
     }
 
     /// The set is gone; its content when it dies by that.
-    pub(crate) fn remove_set(&mut self, id: AtomId, set: SetId) -> Option<Arc<AtomContent>> {
+    pub(crate) fn remove_set(&mut self, id: AtomId, set: SetId) -> Option<Drawing> {
         let atom = self.get_mut(id)?;
         if !atom.sets.remove(&set) || !atom.sets.is_empty() {
             return None;
         }
-        let content = Arc::clone(&atom.content);
+        let drawing = atom.drawing();
         self.live -= 1;
-        for peer in &content.pods {
+        for peer in &drawing.content.pods {
             self.selectors.remove(id, peer);
         }
         self.free_if_unused(id);
-        Some(content)
+        Some(drawing)
     }
 
     /// One more rule for it resolves this name at the peer; true when it is the first.
@@ -250,10 +275,10 @@ impl Atoms {
         self.selectors.of_pod(cluster, pod)
     }
 
-    /// The addresses of the pods an atom has by their labels.
-    pub(crate) fn pod_addresses(cluster: &Cluster, content: &AtomContent) -> Vec<IpAddr> {
+    /// The addresses of the pods that some items of an atom have by their labels.
+    pub(crate) fn pod_addresses(cluster: &Cluster, pods: &[PodPeer]) -> Vec<IpAddr> {
         let mut addresses = Vec::new();
-        for peer in &content.pods {
+        for peer in pods {
             let pods = match &peer.scope {
                 Scope::Namespace(namespace) => {
                     cluster.pods_selected(&NamespaceScope::Own, namespace, &peer.pods)
@@ -271,6 +296,13 @@ impl Atoms {
         addresses
     }
 
+    /// Another atom may have had the content when this one was given it back.
+    fn forget_content(&mut self, id: AtomId, content: &Arc<AtomContent>) {
+        if self.by_content.get(content) == Some(&id) {
+            self.by_content.remove(content);
+        }
+    }
+
     fn free_if_unused(&mut self, id: AtomId) {
         let is_unused = self.get(id).is_some_and(|atom| {
             atom.mentions == 0 && atom.sets.is_empty() && atom.classes.is_empty()
@@ -281,7 +313,8 @@ impl Atoms {
         if let Some(place) = self.entries.get_mut(id.0 as usize)
             && let Some(atom) = place.take()
         {
-            self.by_content.remove(&atom.content);
+            self.forget_content(id, &atom.content);
+            self.in_force.remove(&id);
             self.free.push(id);
         }
     }

@@ -18,6 +18,10 @@ impl Compiler {
     /// Brings addresses and prefixes up to date.
     pub(crate) fn refresh(&mut self, cluster: &Cluster) {
         for net in std::mem::take(&mut self.stale_prefixes) {
+            if let Some(class) = self.prefixes.forget_unwritten(net) {
+                self.release_class(class);
+                continue;
+            }
             let atoms = self.prefixes.atoms_of(net);
             let tokens: Vec<Token> = atoms.into_iter().map(Token::Atom).collect();
             let class = self.class(&tokens);

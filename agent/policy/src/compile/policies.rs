@@ -1,5 +1,6 @@
 //! Policies of local endpoints, with their lists as atoms, and the rules an endpoint gets by them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::atoms::{AtomContent, AtomId, Atoms};
@@ -15,6 +16,8 @@ use crate::model::{Direction, ObjectName, Peers, Pod, Policy, RuleRef};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Policies {
     by_name: HashMap<ObjectName, Compiled>,
+    /// Those that may have changed since.
+    stale: BTreeMap<ObjectName, Compiled>,
 }
 
 /// The atoms of a policy's rules by direction; `None` for everyone.
@@ -23,13 +26,44 @@ struct Compiled {
     atoms: [Vec<Option<AtomId>>; 2],
 }
 
+impl Compiled {
+    fn atom(&self, direction: Direction, index: usize) -> Option<AtomId> {
+        let list = match direction {
+            Direction::Ingress => &self.atoms[0],
+            Direction::Egress => &self.atoms[1],
+        };
+        *list.get(index)?
+    }
+
+    fn forget_mentions(&self, atoms: &mut Atoms) {
+        for atom in self.atoms.iter().flatten().flatten() {
+            atoms.forget_mention(*atom);
+        }
+    }
+}
+
 impl Policies {
-    /// The policy is no longer what it was.
-    pub(crate) fn forget(&mut self, name: &ObjectName, atoms: &mut Atoms) {
-        if let Some(compiled) = self.by_name.remove(name) {
-            for atom in compiled.atoms.iter().flatten().flatten() {
-                atoms.forget_mention(*atom);
-            }
+    /// The policy may no longer be what it was.
+    pub(crate) fn doubt(&mut self, name: &ObjectName) {
+        if let Some((name, compiled)) = self.by_name.remove_entry(name) {
+            self.stale.insert(name, compiled);
+        }
+    }
+
+    /// All that have one of these atoms may no longer be what they were.
+    pub(crate) fn doubt_those_with(&mut self, atoms: &BTreeSet<AtomId>) {
+        let has = |compiled: &Compiled| {
+            let mut all = compiled.atoms.iter().flatten().flatten();
+            all.any(|atom| atoms.contains(atom))
+        };
+        let those = self.by_name.extract_if(|_, compiled| has(compiled));
+        self.stale.extend(those);
+    }
+
+    /// Forgets what policies were that have changed and select nobody here any more.
+    pub(crate) fn forget_stale(&mut self, atoms: &mut Atoms) {
+        for compiled in std::mem::take(&mut self.stale).into_values() {
+            compiled.forget_mentions(atoms);
         }
     }
 
@@ -40,25 +74,32 @@ impl Policies {
         index: usize,
         atoms: &mut Atoms,
     ) -> Option<AtomId> {
-        if !self.by_name.contains_key(&policy.name) {
-            let compiled = Direction::ALL.map(|direction| {
-                let rules = policy.rules(direction).iter();
+        if let Some(compiled) = self.by_name.get(&policy.name) {
+            return compiled.atom(direction, index);
+        }
+        let before = self.stale.remove(&policy.name);
+        let compiled = Compiled {
+            atoms: Direction::ALL.map(|direction| {
+                let rules = policy.rules(direction).iter().enumerate();
                 rules
-                    .map(|rule| match &rule.peers {
-                        Peers::All => None,
-                        Peers::Any(peers) => Some(atoms.mention(AtomContent::of(policy, peers))),
+                    .map(|(index, rule)| {
+                        let Peers::Any(peers) = &rule.peers else {
+                            return None;
+                        };
+                        let before = before.as_ref();
+                        let before = before.and_then(|before| before.atom(direction, index));
+                        Some(atoms.mention(AtomContent::of(policy, peers), before))
                     })
                     .collect()
-            });
-            self.by_name
-                .insert(policy.name.clone(), Compiled { atoms: compiled });
-        }
-        let compiled = self.by_name.get(&policy.name)?;
-        let list = match direction {
-            Direction::Ingress => &compiled.atoms[0],
-            Direction::Egress => &compiled.atoms[1],
+            }),
         };
-        *list.get(index)?
+        // After the new mentions: what both have stays.
+        if let Some(before) = before {
+            before.forget_mentions(atoms);
+        }
+        let found = compiled.atom(direction, index);
+        self.by_name.insert(policy.name.clone(), compiled);
+        found
     }
 }
 

@@ -8,7 +8,7 @@ use agent_common::address::V4_PREFIX_BITS;
 use agent_common::maps::Prefix;
 use ipnet::IpNet;
 
-use super::atoms::{AtomContent, AtomId};
+use super::atoms::{AtomContent, AtomId, Block, Drawing};
 use super::peer_classes::ClassId;
 use crate::tables::masked;
 
@@ -108,8 +108,8 @@ impl From<Prefix> for Net {
     }
 }
 
-/// Which block of an atom.
-type BlockOf = (AtomId, usize);
+/// Which block of an atom, by its number.
+type BlockOf = (AtomId, u64);
 
 /// A row of `PEERS_CIDR`: wanted, present, or both.
 #[derive(Clone, Debug, Default)]
@@ -139,38 +139,61 @@ pub(crate) struct Prefixes {
 }
 
 impl Prefixes {
-    /// Draws a live atom's borders; every prefix that may have another class by that.
-    pub(crate) fn insert(&mut self, atom: AtomId, content: &AtomContent) -> BTreeSet<Net> {
+    /// Draws borders of a live atom; every prefix that may have another class by that.
+    pub(crate) fn insert(&mut self, atom: AtomId, drawing: &Drawing) -> BTreeSet<Net> {
         let mut touched = BTreeSet::new();
-        for (place, block) in content.blocks.iter().enumerate() {
-            self.border(block.cidr).cidrs.insert((atom, place));
+        for (number, block) in drawing.blocks() {
+            self.border(block.cidr).cidrs.insert((atom, number));
             for hole in &block.except {
-                self.border(*hole).holes.insert((atom, place));
+                self.border(*hole).holes.insert((atom, number));
             }
             if block.cidr.is_around_v4() {
                 // Without it a wide IPv6 prefix would speak for IPv4 addresses.
                 self.border(Net::V4);
                 touched.insert(Net::V4);
             }
-            let after = self
-                .entries
-                .range(block.cidr..=Net::host(block.cidr.last()));
-            touched.extend(after.map(|(net, _)| *net));
-            touched.extend(block.except.iter().copied());
+            touched.extend(self.inside(block));
         }
         touched
     }
 
     /// Forgets a dead atom's borders. Their rows stay, and stay right, until [`Self::sweep`].
-    pub(crate) fn remove(&mut self, atom: AtomId, content: &AtomContent) {
-        for (place, block) in content.blocks.iter().enumerate() {
-            if let Some(entry) = self.entries.get_mut(&block.cidr) {
-                entry.cidrs.remove(&(atom, place));
-            }
-            for hole in &block.except {
-                if let Some(entry) = self.entries.get_mut(hole) {
-                    entry.holes.remove(&(atom, place));
+    pub(crate) fn remove(&mut self, atom: AtomId, drawing: &Drawing) {
+        for (number, block) in drawing.blocks() {
+            self.forget(block, (atom, number));
+        }
+    }
+
+    /// Takes borders of a live atom away; every prefix that may have another class by that. Rows
+    /// that are no border any more are marked for deletion.
+    pub(crate) fn erase(&mut self, atom: AtomId, drawing: &Drawing) -> BTreeSet<Net> {
+        let mut touched = BTreeSet::new();
+        for (number, block) in drawing.blocks() {
+            touched.extend(self.inside(block));
+            self.forget(block, (atom, number));
+            for net in block.nets().filter(|net| *net != Net::V4) {
+                if let Some(entry) = self.entries.get_mut(&net) {
+                    entry.is_leaving |= !entry.is_border();
                 }
+            }
+        }
+        touched
+    }
+
+    /// The borders inside a block, its own and those of its exceptions included.
+    fn inside(&self, block: &Block) -> impl Iterator<Item = Net> {
+        let range = block.cidr..=Net::host(block.cidr.last());
+        let inside = self.entries.range(range).map(|(net, _)| *net);
+        inside.chain(block.except.iter().copied())
+    }
+
+    fn forget(&mut self, block: &Block, of: BlockOf) {
+        if let Some(entry) = self.entries.get_mut(&block.cidr) {
+            entry.cidrs.remove(&of);
+        }
+        for hole in &block.except {
+            if let Some(entry) = self.entries.get_mut(hole) {
+                entry.holes.remove(&of);
             }
         }
     }
@@ -275,6 +298,24 @@ impl Prefixes {
         }
     }
 
+    /// Forgets a row that is to go and never came; the class it was to have.
+    pub(crate) fn forget_unwritten(&mut self, net: Net) -> Option<ClassId> {
+        let entry = self.entries.get(&net)?;
+        let is_nothing = entry.is_leaving && entry.present.is_none();
+        is_nothing.then(|| self.take(net)).flatten()
+    }
+
+    fn take(&mut self, net: Net) -> Option<ClassId> {
+        let entry = self.entries.remove(&net)?;
+        if let Some(entries) = self.lengths.get_mut(&net.length) {
+            *entries -= 1;
+            if *entries == 0 {
+                self.lengths.remove(&net.length);
+            }
+        }
+        Some(entry.wanted)
+    }
+
     /// Sets what a row is to be; the class it was to be.
     pub(crate) fn want(&mut self, net: Net, class: ClassId) -> Option<ClassId> {
         let entry = self.entries.get_mut(&net)?;
@@ -285,19 +326,11 @@ impl Prefixes {
     /// have.
     pub(crate) fn settle(&mut self, net: Net) -> Option<ClassId> {
         let entry = self.entries.get_mut(&net)?;
-        let wanted = entry.wanted;
         if !entry.is_leaving {
-            entry.present = Some(wanted);
+            entry.present = Some(entry.wanted);
             return None;
         }
-        self.entries.remove(&net);
-        if let Some(entries) = self.lengths.get_mut(&net.length) {
-            *entries -= 1;
-            if *entries == 0 {
-                self.lengths.remove(&net.length);
-            }
-        }
-        Some(wanted)
+        self.take(net)
     }
 
     /// True when the address is inside a block of the atom.

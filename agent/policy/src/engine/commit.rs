@@ -3,12 +3,11 @@
 //! The order (after every prefix each packet is judged by the old or the new state):
 //! rows of new rules, names → what is withdrawn → functions → rows of new sets and classes, those for class 0 first →
 //! moving peers to a class that old sets judge as before and new sets as afterwards → endpoints
-//! flip → peers to their final class → keys that go → buckets of peers are stamped → new endpoints
-//! → what has rested is deleted.
+//! flip → peers to their final class → keys that go → buckets of peers are stamped, endpoints whose
+//! lists changed revised → new endpoints → what has rested is deleted.
 //!
-//! Narrower prefixes come before wider ones, and go after them, but no verdict hangs on that: the
-//! class of a prefix changes only with the ranges that rules draw, these come with a set of their
-//! own, and old and new sets tell nothing apart that is in between.
+//! Narrower prefixes come before wider ones, and go after them: what a narrower one says must not
+//! be said by the wider one for a moment, neither before it is there nor while it still is.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -40,7 +39,8 @@ impl Engine {
         let mut summary = Summary {
             endpoints_published: draft.fresh.len(),
             endpoints_flipped: draft.flips.len(),
-            endpoints_revised: draft.flips.iter().filter(|flip| flip.is_revised).count(),
+            endpoints_revised: draft.flips.iter().filter(|flip| flip.is_revised).count()
+                + draft.redrawn.len(),
             endpoints_withdrawn: 0,
             peers_moved: draft.peers.len(),
             prefixes_moved: draft.prefixes.len(),
@@ -111,6 +111,9 @@ impl Engine {
                 bucket: *bucket,
                 revision,
             });
+        }
+        for ifindex in &draft.redrawn {
+            self.revise(*ifindex, revision, &mut writes);
         }
         for (ifindex, config) in &draft.fresh {
             self.open_slot(config.slot, &mut writes);
@@ -239,6 +242,22 @@ impl Engine {
         }
     }
 
+    /// Gives a published row another revision.
+    fn revise(&mut self, ifindex: u32, revision: u32, writes: &mut Vec<Write>) {
+        let endpoint = self.endpoints.get_mut(ifindex);
+        let Some(published) = endpoint.and_then(|endpoint| endpoint.published.as_mut()) else {
+            return;
+        };
+        published.revision = revision;
+        writes.push(Write::Flip {
+            ifindex,
+            word: EndpointWord {
+                config_row: published.row,
+                revision,
+            },
+        });
+    }
+
     fn leave_sets(&mut self, sets: [SetId; 2]) {
         self.left.extend(sets);
     }
@@ -249,7 +268,11 @@ impl Engine {
             self.compiler.settle_class(row.present, row.wanted);
             self.compiler.addresses.settle(*address, row.wanted);
         }
+        let mut written = draft.peers.iter().map(|(address, _)| *address).peekable();
         for address in std::mem::take(&mut self.compiler.moved.addresses) {
+            if written.next_if_eq(&address).is_some() {
+                continue;
+            }
             // Rows that stay may have another owner now.
             let row = self
                 .compiler
@@ -270,6 +293,7 @@ impl Engine {
             self.compiler.drop_set_if_unused(set);
         }
         self.compiler.moved.prefixes.clear();
+        self.compiler.atoms.put_in_force();
         if !std::mem::take(&mut self.has_new_room) {
             self.touched.clear();
         }

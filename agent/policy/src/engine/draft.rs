@@ -7,6 +7,7 @@ use agent_common::Address;
 use agent_common::maps::{Config, peer_bucket};
 
 use super::Engine;
+use super::endpoints::{Endpoint, Published};
 use super::transition::{Change, Meanwhile, Transition, TransitionalRow};
 use crate::compile::peer_classes::ClassId;
 use crate::compile::policy_sets::SetId;
@@ -18,7 +19,7 @@ use crate::plan::Refused;
 pub(super) struct Flip {
     pub(super) ifindex: u32,
     pub(super) config: Config,
-    /// It judges some packet differently afterwards.
+    /// It judges some packet differently as soon as it is published.
     pub(super) is_revised: bool,
 }
 
@@ -26,6 +27,8 @@ pub(super) struct Flip {
 #[derive(Clone, Debug)]
 pub(super) struct Draft {
     pub(super) flips: Vec<Flip>,
+    /// Published endpoints that keep a set which judges some prefix differently afterwards.
+    pub(super) redrawn: Vec<u32>,
     /// Endpoints to publish for the first time.
     pub(super) fresh: Vec<(u32, Config)>,
     /// Rows of `PEERS_EXACT` that change.
@@ -76,12 +79,15 @@ impl Engine {
             }
             changing.push((*ifindex, config, pairs));
         }
+        let redrawn = self.redrawn(&transition);
         let flips = changing.into_iter().map(|(ifindex, config, pairs)| Flip {
             ifindex,
             config,
-            is_revised: pairs
-                .into_iter()
-                .any(|(from, to)| transition.is_revised(from, to)),
+            // Between the two, what it keeps would be judged as before and stamped as after.
+            is_revised: redrawn.binary_search(&ifindex).is_err()
+                && pairs
+                    .into_iter()
+                    .any(|(from, to)| transition.is_revised(from, to)),
         });
         let flips = flips.collect();
         let meanwhile = transition.meanwhile();
@@ -94,6 +100,7 @@ impl Engine {
         let buckets = self.buckets(&transition);
         let draft = Draft {
             flips,
+            redrawn,
             fresh,
             has_targets: transition.has_targets(),
             meanwhile,
@@ -106,8 +113,23 @@ impl Engine {
         Ok(draft)
     }
 
-    /// Prefixes are not asked: a prefix's class changes with the rules that draw it, and whoever
-    /// has those rules gets a new set, and with it a new revision.
+    /// Published endpoints, in order, that keep a set which judges some prefix differently.
+    fn redrawn(&self, transition: &Transition<'_>) -> Vec<u32> {
+        let sets = transition.redrawn();
+        if sets.is_empty() {
+            return Vec::new();
+        }
+        let keeps_one = |endpoint: &&Endpoint| {
+            let published = endpoint.published.as_ref();
+            let published = published.map_or([SetId::NOT_ISOLATED; 2], Published::sets);
+            let mut both = published.into_iter().zip(endpoint.wanted);
+            both.any(|(from, to)| from == to && sets.contains(&to))
+        };
+        let keepers = self.endpoints.iter().filter(keeps_one);
+        keepers.map(|endpoint| endpoint.local.ifindex).collect()
+    }
+
+    /// Prefixes are not asked: whoever judges one differently gets a new revision.
     fn buckets(&self, transition: &Transition<'_>) -> BTreeSet<u16> {
         let mut judged: BTreeMap<Change, bool> = BTreeMap::new();
         let mut buckets = BTreeSet::new();

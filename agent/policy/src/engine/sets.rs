@@ -28,6 +28,7 @@ impl Engine {
             .into_iter()
             .filter_map(|ifindex| self.wanted_rules(ifindex))
             .collect();
+        self.compiler.settle_lists(&self.cluster);
         let left = self.sets_left(&wanted);
         for (ifindex, rules) in wanted {
             let [ingress, egress] = rules;

@@ -59,6 +59,8 @@ pub(super) struct Transition<'a> {
     leaving: HashMap<SetId, usize>,
     /// Distinct changes of class.
     changes: BTreeSet<Change>,
+    /// Those of prefixes.
+    prefix_changes: BTreeSet<Change>,
     /// How many keys leave a class.
     departures: BTreeMap<ClassId, usize>,
     revised: RefCell<HashMap<(SetId, SetId), bool>>,
@@ -84,9 +86,12 @@ impl<'a> Transition<'a> {
             targets: BTreeSet::new(),
             leaving: HashMap::default(),
             changes: BTreeSet::new(),
+            prefix_changes: BTreeSet::new(),
             departures: BTreeMap::new(),
             revised: RefCell::default(),
         };
+        let moves = this.prefixes.iter();
+        this.prefix_changes = moves.map(|(_, row)| (row.old, row.new)).collect();
         let rows = this.peers.iter().map(|(_, row)| *row);
         for row in rows.chain(this.prefixes.iter().map(|(_, row)| *row)) {
             this.changes.insert((row.old, row.new));
@@ -234,6 +239,21 @@ impl<'a> Transition<'a> {
             let leaving = self.leaving.get(&set).copied().unwrap_or_default();
             published > leaving && self.compiler.judges_differently((set, old), (set, new))
         })
+    }
+
+    /// Sets in force that judge some prefix differently once the plan is carried out: whoever keeps
+    /// one of them has to judge its connections again. Of peers' buckets a prefix may have them all.
+    pub(super) fn redrawn(&self) -> BTreeSet<SetId> {
+        let mut redrawn = BTreeSet::new();
+        for change in &self.prefix_changes {
+            let (old, new) = *change;
+            let differs = |set: &SetId| {
+                self.is_published(*set)
+                    && self.compiler.judges_differently((*set, old), (*set, new))
+            };
+            redrawn.extend(self.concerned(*change).into_iter().filter(differs));
+        }
+        redrawn
     }
 
     /// Sets that can tell the two classes apart.

@@ -152,6 +152,7 @@ impl Node {
                 Event::Change(change) => {
                     let _touched = self.engine.apply(change.clone());
                 }
+                Event::Relist(name, place, peers) => self.relist(name, *place, peers),
                 Event::Attach(pod) => {
                     let endpoint = local(*pod);
                     self.attached.insert(endpoint.ifindex, *pod);
@@ -166,6 +167,19 @@ impl Node {
             }
             self.identify();
         }
+    }
+
+    fn relist(&mut self, name: &ObjectName, place: usize, peers: &[Peer]) {
+        let Some(policy) = self.engine.cluster().policy(name) else {
+            return;
+        };
+        let mut policy = Policy::clone(policy);
+        let rules = policy.ingress.len() + policy.egress.len();
+        let mut all = policy.ingress.iter_mut().chain(&mut policy.egress);
+        if let Some(rule) = all.nth(place % rules.max(1)) {
+            rule.peers = Peers::Any(peers.to_vec());
+        }
+        let _touched = self.engine.apply(Change::Policy(Box::new(policy)));
     }
 
     fn identify(&mut self) {
@@ -215,21 +229,23 @@ impl Node {
         Ok(())
     }
 
+    /// Every policy goes.
+    pub(crate) fn forget_policies(&mut self) {
+        let policies = self.engine.cluster().policies();
+        let gone = policies.map(|policy| Change::PolicyGone(policy.name.clone()));
+        let gone: Vec<Event> = gone.map(Event::Change).collect();
+        self.happen(&gone);
+    }
+
     /// Everything goes: pods, policies, namespaces, endpoints.
     pub(crate) fn forget_everything(&mut self) {
+        self.forget_policies();
         let cluster = self.engine.cluster();
         let pods = cluster.pods().map(|pod| Change::PodGone(pod.uid.clone()));
-        let policies = cluster
-            .policies()
-            .map(|policy| Change::PolicyGone(policy.name.clone()));
         let namespaces = cluster
             .namespaces()
             .map(|namespace| Change::NamespaceGone(Arc::clone(&namespace.name)));
-        let changes: Vec<Event> = pods
-            .chain(policies)
-            .chain(namespaces)
-            .map(Event::Change)
-            .collect();
+        let changes: Vec<Event> = pods.chain(namespaces).map(Event::Change).collect();
         self.happen(&changes);
         let detached: Vec<Event> = self
             .attached
@@ -429,6 +445,26 @@ pub(crate) fn taken_over() -> ([Vec<Event>; 2], IpAddr) {
         Event::Attach(0),
     ];
     ([first, vec![change(heir)]], address)
+}
+
+/// A local pod that admits some ranges.
+pub(crate) fn admitting_ranges() -> Vec<Event> {
+    let pod = Event::Change(Change::Pod(Box::new(plain_pod(0))));
+    vec![pod, Event::Attach(0), with_ranges(&[])]
+}
+
+/// The same pod's policy, which names these ranges beside two others.
+pub(crate) fn with_ranges(ranges: &[&str]) -> Event {
+    let ranges = ["192.0.2.0/24", "198.51.100.0/24"].iter().chain(ranges);
+    let ranges = ranges.map(|range| Peer::Block {
+        cidr: range.parse().unwrap(),
+        except: Vec::new(),
+    });
+    let rule = Rule {
+        peers: Peers::Any(ranges.collect()),
+        ports: Ports::All,
+    };
+    Event::Change(Change::Policy(Box::new(isolating(vec![rule]))))
 }
 
 /// So many local pods that one policy isolates, then the policy is gone.

@@ -29,14 +29,17 @@ const POD_ADDRESSES: [&str; 9] = [
     "fd00::2",
     "fd00:1::1",
 ];
-const OTHER_ADDRESSES: [&str; 9] = [
+const OTHER_ADDRESSES: [&str; 12] = [
     "10.0.0.0",
     "10.0.0.9",
     "10.0.0.77",
+    "10.0.1.9",
     "10.0.255.1",
     "192.168.1.1",
     "8.8.8.8",
+    "fd00::3",
     "fd00::9",
+    "fd00:1::9",
     "fd00:ffff::1",
     "2001:db8::1",
 ];
@@ -64,7 +67,7 @@ pub(crate) fn protocols_and_ports() -> impl Iterator<Item = (u8, u16)> {
     with_ports.chain([(1, 0)])
 }
 
-/// Every address that rules may tell apart.
+/// Every address that rules may tell apart: of each range below, also one that is no pod's.
 pub(crate) fn addresses() -> Vec<IpAddr> {
     let all = POD_ADDRESSES.iter().chain(&OTHER_ADDRESSES);
     all.map(|text| text.parse().unwrap()).collect()
@@ -269,10 +272,22 @@ pub(crate) fn policy() -> impl Strategy<Value = Change> {
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     Change(Change),
+    /// One of a policy's rules, whichever it is, has another list of peers; all else stays.
+    Relist(ObjectName, usize, Vec<Peer>),
     /// A local pod's interface appears.
     Attach(usize),
     /// It goes.
     Detach(usize),
+}
+
+fn relist() -> impl Strategy<Value = Event> {
+    let name = (
+        prop::sample::select(&NAMESPACES[..2]),
+        prop::sample::select(&["p", "q", "r"][..]),
+    );
+    (name, 0..6_usize, vec(peer(), 0..4)).prop_map(|((namespace, name), place, peers)| {
+        Event::Relist(ObjectName::new(namespace, name), place, peers)
+    })
 }
 
 pub(crate) fn event() -> impl Strategy<Value = Event> {
@@ -288,6 +303,7 @@ pub(crate) fn event() -> impl Strategy<Value = Event> {
         4 => namespace().prop_map(Event::Change),
         10 => policy().prop_map(Event::Change),
         3 => gone.prop_map(Event::Change),
+        6 => relist(),
         1 => (0..LOCAL).prop_map(Event::Detach),
         2 => (0..LOCAL).prop_map(Event::Attach),
     ]
