@@ -17,7 +17,7 @@ fn fragments_that_the_node_cuts_again_are_not_the_nodes() -> Result<()> {
         let mut stage = Stage::without_agent(&cluster())?;
         // What puts fragments together on a node: any rule about connections.
         stage.lab.track_connections()?;
-        is_kept_out(&mut stage, &cut_again(pair), pair)
+        is_kept_out(&mut stage, |port| cut_again(pair, port), pair)
             .with_context(|| format!("from {}", pair.0))?;
     }
     Ok(())
@@ -32,14 +32,16 @@ fn datagrams_that_an_overlays_headroom_makes_the_node_cut_again_are_not_the_node
         // Room for the tunnel's headers is more than fragments from a veth have.
         stage.lab.overlay(77)?;
         let (from, to) = pair;
-        let (first, second) = (
-            Frame::udp((from, OWN_PORT), (to, CLOSED)),
-            Frame::new(from, to, protocol::UDP, vec![b'y'; 1_200]),
-        );
-        let mut first = first.with_fragment(0, true);
-        first.payload.resize(1_200, b'x');
-        let plain = [first.bytes(), second.with_fragment(150, false).bytes()];
-        is_kept_out(&mut stage, &plain, pair).with_context(|| format!("from {from}"))?;
+        let plain = |port| {
+            let (first, second) = (
+                Frame::udp((from, port), (to, CLOSED)),
+                Frame::new(from, to, protocol::UDP, vec![b'y'; 1_200]),
+            );
+            let mut first = first.with_fragment(0, true);
+            first.payload.resize(1_200, b'x');
+            vec![first.bytes(), second.with_fragment(150, false).bytes()]
+        };
+        is_kept_out(&mut stage, plain, pair).with_context(|| format!("from {from}"))?;
     }
     Ok(())
 }
@@ -48,9 +50,9 @@ fn datagrams_that_an_overlays_headroom_makes_the_node_cut_again_are_not_the_node
 /// node that puts them together and cuts the packet again cannot use the same cuts, and makes
 /// fragments of its own: in Linux (`net/ipv6/ip6_output.c`, `ip6_frag_next`) those forget the interface
 /// that the packet came in by.
-fn cut_again((from, to): (IpAddr, IpAddr)) -> Vec<Vec<u8>> {
+fn cut_again((from, to): (IpAddr, IpAddr), port: u16) -> Vec<Vec<u8>> {
     const FIRST: usize = 1_400;
-    let mut first = Frame::udp((from, OWN_PORT), (to, CLOSED));
+    let mut first = Frame::udp((from, port), (to, CLOSED));
     first.payload.resize(FIRST, b'x');
     let mut second = Frame::new(from, to, protocol::UDP, vec![b'y'; FIRST + 8]);
     if from.is_ipv6() {
@@ -103,9 +105,14 @@ fn refused() -> Result<f64> {
     })
 }
 
-/// The attack reaches a victim without an agent, and not one with an agent, where it is counted.
-fn is_kept_out(stage: &mut Stage, attack: &[Vec<u8>], pair: (IpAddr, IpAddr)) -> Result<()> {
-    let free = reached(stage, attack, pair)?;
+/// The attack reaches a victim without an agent, and not one with an agent, where it is counted. From
+/// another port then: the agent takes over what the node knows of the flow, its sender too.
+fn is_kept_out(
+    stage: &mut Stage,
+    attack: impl Fn(u16) -> Vec<Vec<u8>>,
+    pair: (IpAddr, IpAddr),
+) -> Result<()> {
+    let free = reached(stage, &attack(OWN_PORT), pair)?;
     ensure!(
         free.len() > 1,
         "{} packets reach a victim that nobody protects",
@@ -113,7 +120,7 @@ fn is_kept_out(stage: &mut Stage, attack: &[Vec<u8>], pair: (IpAddr, IpAddr)) ->
     );
     stage.agent = Some(Agent::start(&stage.lab.manifests())?);
     let before = refused()?;
-    let kept_out = reached(stage, attack, pair)?;
+    let kept_out = reached(stage, &attack(OWN_PORT + 1), pair)?;
     ensure!(kept_out.is_empty(), "{} packets arrived", kept_out.len());
     // Where its first fragment is refused, the node may make no others.
     let counted = refused()? - before;
