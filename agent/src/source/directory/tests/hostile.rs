@@ -441,6 +441,26 @@ fn an_object_larger_than_an_api_server_takes_isolates_at_the_start() {
 }
 
 #[test]
+fn an_object_that_comes_too_large_is_told_of_and_changes_nothing() {
+    let directory = Directory::new();
+    let mut scanner = Scanner::of_directory(&directory.0);
+    let mut store = Store::default();
+    let mut look = || {
+        let now = Instant::now();
+        let look = scanner.look(&mut store, &Pending::default(), now).unwrap();
+        assert!(look.is_complete);
+        let said: Vec<String> = store.findings().iter().map(ToString::to_string).collect();
+        (store.take_changes().len(), said)
+    };
+    assert_eq!(look(), (0, vec![]));
+    // Nothing was there before: nothing stands in for it.
+    directory.write("a.yaml", &large_policy(4 << 20));
+    let (changes, said) = look();
+    assert_eq!(changes, 0);
+    assert!(says(&said, "of which an API server takes 3"), "{said:?}");
+}
+
+#[test]
 fn an_object_that_grows_too_large_stays_what_it_was() {
     let mut store = Store::default();
     let path: std::sync::Arc<Path> = std::sync::Arc::from(Path::new("a.yaml"));

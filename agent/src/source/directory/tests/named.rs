@@ -9,6 +9,9 @@ use crate::source::store::Store;
 /// Something done to a directory, and a word about it.
 type Deed = (&'static str, fn(&Directory));
 
+/// A look at a file, or at all; what it finds to be new.
+type Look<'a> = &'a dyn Fn(&mut Looked, &str, Instant) -> Vec<String>;
+
 /// A directory that was looked through.
 struct Looked {
     directory: Directory,
@@ -34,13 +37,14 @@ impl Looked {
             store: Store::default(),
             directory,
         };
-        looked.through();
+        looked.through(Instant::now());
         looked
     }
 
-    fn through(&mut self) -> Vec<String> {
+    /// What is new anywhere.
+    fn through(&mut self, now: Instant) -> Vec<String> {
         let pending = Pending::default();
-        let looked = self.scanner.look(&mut self.store, &pending, Instant::now());
+        let looked = self.scanner.look(&mut self.store, &pending, now);
         assert!(looked.unwrap().is_complete);
         self.changes()
     }
@@ -85,25 +89,50 @@ fn a_file_that_is_named_is_looked_at_and_no_other() {
     looked.directory.write("notes.txt", "no manifest");
     let named = ["c.yaml", "notes.txt", ".hidden/c.yaml", "never-there.yaml"];
     assert_eq!(looked.named(&named, now).unwrap(), ["four"]);
-    assert_eq!(looked.through(), ["one gone", "unnamed"]);
+    assert_eq!(looked.through(now), ["one gone", "unnamed"]);
 }
 
 #[test]
-fn a_named_file_that_goes_is_waited_for_and_then_gone() {
+fn a_named_file_is_read_although_it_looks_unchanged() {
+    // A file system's clock may not have moved on between two writes.
+    let write = |looked: &mut Looked, name: &str| {
+        looked.directory.write("a.yaml", &namespace(name));
+        let path = looked.directory.path("a.yaml");
+        looked.scanner.believe_unchanged(&path);
+    };
     let mut looked = Looked::at(|_| {});
     let now = Instant::now();
-    fs::remove_file(looked.directory.path("a.yaml")).unwrap();
-    assert!(looked.named(&["a.yaml"], now).unwrap().is_empty());
-    let due = looked.scanner.next_look(now).unwrap();
-    assert!(looked.named(&[], now).unwrap().is_empty(), "not yet");
-    assert_eq!(looked.named(&[], due).unwrap(), ["one gone"]);
-    assert_eq!(looked.scanner.next_look(due), None);
-    // What comes back in time never went.
-    fs::remove_file(looked.directory.path("deep/b.yaml")).unwrap();
-    assert!(looked.named(&["deep/b.yaml"], due).unwrap().is_empty());
-    looked.directory.write("deep/b.yaml", &namespace("two"));
-    assert!(looked.named(&["deep/b.yaml"], due).unwrap().is_empty());
-    assert_eq!(looked.scanner.next_look(due), None);
+    write(&mut looked, "new");
+    assert!(looked.through(now).is_empty(), "nothing shows");
+    assert_eq!(looked.named(&["a.yaml"], now).unwrap(), ["one gone", "new"]);
+    write(&mut looked, "newer");
+    let pending = Pending::of(&[looked.directory.path("a.yaml")]);
+    let all = looked.scanner.look(&mut looked.store, &pending, now);
+    assert!(all.unwrap().is_complete);
+    assert_eq!(looked.changes(), ["new gone", "newer"]);
+}
+
+#[test]
+fn a_file_that_goes_is_waited_for_and_then_gone() {
+    let named = |looked: &mut Looked, name: &str, now| looked.named(&[name], now).unwrap();
+    let through = |looked: &mut Looked, _: &str, now| looked.through(now);
+    let looks: [Look<'_>; 2] = [&named, &through];
+    for look in looks {
+        let mut looked = Looked::at(|_| {});
+        let now = Instant::now();
+        fs::remove_file(looked.directory.path("a.yaml")).unwrap();
+        assert!(look(&mut looked, "a.yaml", now).is_empty());
+        let due = looked.scanner.next_look(now).unwrap();
+        assert!(look(&mut looked, "b.yaml", now).is_empty(), "not yet");
+        assert_eq!(look(&mut looked, "b.yaml", due), ["one gone"]);
+        assert_eq!(looked.scanner.next_look(due), None);
+        // What comes back in time never went.
+        fs::remove_file(looked.directory.path("deep/b.yaml")).unwrap();
+        assert!(look(&mut looked, "deep/b.yaml", due).is_empty());
+        looked.directory.write("deep/b.yaml", &namespace("two"));
+        assert!(look(&mut looked, "deep/b.yaml", due).is_empty());
+        assert_eq!(looked.scanner.next_look(due), None);
+    }
 }
 
 #[test]
