@@ -30,7 +30,7 @@ const VERSION: [u32; 2] = [7, 31];
 /// A regular file that everybody may read.
 const MODE: u32 = 0o100_444;
 
-/// The file; whoever waits for it is let go with an error when the value goes.
+/// The file; whoever waits for it is answered when the value goes: it cannot even be killed before.
 #[derive(Debug)]
 pub struct Hanging {
     server: Arc<Server>,
@@ -90,6 +90,13 @@ impl Hanging {
         waiting
             .into_iter()
             .try_for_each(|request| self.server.reply(request, 0, &self.server.content))
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        // Nobody may wait any more, nor be there.
+        drop(self.answer());
     }
 }
 
