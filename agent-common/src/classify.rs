@@ -202,6 +202,9 @@ fn way<T: FlowTables>(
         Hook::ToPod if local.is_group() => {}
         Hook::ToPod => return Step::NotMine,
     }
+    if !related::may_be_told_by(seen, config, headers) {
+        return Step::Decided(Reason::SpoofedSource);
+    }
     if is_link_upkeep {
         let peer = seen.flow.peer;
         let would_leave = matches!((kind, seen.at.hook), (Read::Neighbour, Hook::FromPod))

@@ -5,10 +5,24 @@
 //! quoted flow is one of this endpoint's own or of nobody's: a pod can only tell its own peers, and
 //! only what they have sent to it. An error neither begins a flow nor keeps one alive.
 
-use super::{Seen, flow, ownership::is_same};
+use super::{
+    Hook, Seen, flow,
+    ownership::{is_same, owns},
+};
 use crate::conntrack::Signal;
 use crate::maps::Config;
 use crate::packet::Headers;
+
+/// False for an error of a pod's about what was sent to somebody else. A host tells of what it was sent
+/// (RFC 1122 §3.2.2), and whom the error is for takes any router's word: which pods are no routers is
+/// known here only, before the node may have put other addresses on it.
+#[inline(always)]
+pub(super) fn may_be_told_by(seen: &Seen, config: &Config, headers: &Headers) -> bool {
+    match (seen.at.hook, &headers.quote) {
+        (Hook::FromPod, Some(quote)) => owns(config, quote.destination),
+        (Hook::FromPod | Hook::ToPod, _) => true,
+    }
+}
 
 /// Makes an error a packet of the flow that it quotes, if it quotes one.
 #[inline(never)]

@@ -13,6 +13,7 @@ use crate::world::{
 const SYN: u8 = 2;
 const ACK: u8 = 16;
 const REFUSED: Outcome = Drop(Reason::IsolatedNoRule);
+const SPOOFED: Outcome = Drop(Reason::SpoofedSource);
 const RELATED: Outcome = Pass(Reason::IcmpRelated);
 
 /// What the pod sends to a friend, in each protocol that it may use.
@@ -127,7 +128,7 @@ fn forged_quotes_open_no_door() {
         // About what it has sent itself: whom would that be for?
         let mut own = Frame::too_big(family.pod, &frame);
         own.addresses.1 = family.friend;
-        assert_eq!(from_pod(&node, &own), REFUSED, "wrong side");
+        assert_eq!(from_pod(&node, &own), SPOOFED, "wrong side");
         // To the pod, about what was sent to it.
         let mut reply = Frame::too_big(family.stranger, &Frame::udp(friend, pod));
         reply.addresses.1 = family.pod;
@@ -136,6 +137,23 @@ fn forged_quotes_open_no_door() {
         let mut other = Frame::too_big(family.stranger, &frame);
         other.addresses.1 = family.neighbour;
         assert_eq!(to_pod(&node, UPLINK, &other), Outcome::NotMine);
+    }
+}
+
+#[test]
+fn a_pod_tells_of_what_was_sent_to_itself_only_whatever_policy_allows() {
+    for family in families() {
+        let mut node = node();
+        change_policy(&mut node, [0, 0]);
+        // Any router may say so, and the friend would hear it.
+        let about = Frame::udp((family.friend, 40_000), (family.neighbour, 443));
+        assert_eq!(
+            from_pod(&node, &Frame::too_big(family.pod, &about)),
+            SPOOFED
+        );
+        let about = Frame::udp((family.friend, 40_000), (family.pod, 443));
+        let error = Frame::too_big(family.pod, &about);
+        assert_eq!(from_pod(&node, &error), Pass(Reason::NotIsolated));
     }
 }
 

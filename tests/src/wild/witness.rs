@@ -143,6 +143,12 @@ impl Witness {
             }
             Hook::FromPod | Hook::ToPod => {}
         }
+        // RFC 1122 §3.2.2: a host tells of what was sent to it.
+        let told = headers.quote.map(|quote| IpAddr::from(quote.destination));
+        if at.hook == Hook::FromPod && told.is_some_and(|told| !pod.addresses.contains(&told)) {
+            let is_dropped = outcome == Outcome::Drop(Reason::SpoofedSource);
+            return expect(is_dropped, "it tells of what was sent to somebody else");
+        }
         let mut seen = Seen {
             at,
             headers: &headers,
