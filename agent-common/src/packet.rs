@@ -133,6 +133,8 @@ pub enum ParseError {
     TransportTruncated,
     /// A TCP header that says it is shorter than one can be, or longer than the segment.
     TcpHeaderLength,
+    /// An ICMP error in fragments: they fit any link (RFC 1812 §4.3.2.3, RFC 4443 §2.4 (c)).
+    ErrorInPieces,
 }
 
 /// Whether a packet is whole.

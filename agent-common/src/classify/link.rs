@@ -50,11 +50,13 @@ pub(super) fn read<P: Packet + ?Sized>(packet: &P, headers: &mut Headers, at: &A
             }
             Read::Neighbour
         }
-        // RFC 2710 §3: with a router alert, which is a hop-by-hop option.
+        // RFC 2710 §3: with a router alert, which is a hop-by-hop option. To a group; a query for
+        // one host is for debugging (RFC 3810 §5.1.15).
         v6::LISTENER_QUERY | v6::LISTENER_REPORT | v6::LISTENER_DONE | v6::LISTENER_REPORT_V2
             if headers.hop_limit == UNROUTABLE
                 && headers.has_hop_by_hop
                 && !headers.has_fragment_header
+                && headers.destination.is_group()
                 && headers.code == 0 =>
         {
             Read::Link

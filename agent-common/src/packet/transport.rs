@@ -77,9 +77,11 @@ pub(super) fn parse<P: Packet + ?Sized>(
     let truncated = ParseError::TransportTruncated;
     let [b0, b1, b2, b3, b4, b5, _, _] = packet.load(offset).ok_or(truncated)?;
     if !has_ports(headers.protocol) {
-        let is_error = icmp::read([b0, b1, b4, b5], headers);
-        // Of a fragment, the rest is elsewhere: another one could lie over it.
-        if is_error && matches!(headers.fragmentation, Fragmentation::Whole) {
+        if icmp::read([b0, b1, b4, b5], headers) {
+            // The node may put it together on its way, and what it quotes was looked at nowhere.
+            if !matches!(headers.fragmentation, Fragmentation::Whole) {
+                return Err(ParseError::ErrorInPieces);
+            }
             headers.read_quote(packet, offset + icmp::HEADER_BYTES, end);
         }
         return Ok(());

@@ -291,13 +291,18 @@ fn a_quote_with_ipv4_options_is_read_behind_them() {
 }
 
 #[test]
-fn a_fragmented_error_is_not_believed() {
+fn an_error_in_pieces_is_malformed_to_the_pod_and_from_it() {
     for family in families() {
         let node = node();
         let frame = Frame::udp((family.pod, 40_000), (family.friend, 443));
         assert_eq!(from_pod(&node, &frame), Pass(Reason::Rule));
         let error = Frame::too_big(family.stranger, &frame).with_fragment(0, true);
-        assert_eq!(to_pod(&node, UPLINK, &error), REFUSED);
+        assert_eq!(to_pod(&node, UPLINK, &error), Drop(Reason::Malformed));
+        let about = Frame::udp((family.friend, 443), (family.pod, 40_000));
+        let error = Frame::too_big(family.pod, &about);
+        assert_eq!(from_pod(&node, &error), RELATED);
+        let error = error.with_fragment(0, true);
+        assert_eq!(from_pod(&node, &error), Drop(Reason::Malformed));
     }
 }
 

@@ -179,6 +179,9 @@ fn listener_discovery_passes_behind_a_hop_by_hop_header() {
         let mut bare = listener("fe80::2", kind);
         bare.extensions.clear();
         assert_eq!(from_pod(&node, &bare), Drop(Reason::SpoofedSource));
+        let mut to_one = listener("fe80::2", kind);
+        to_one.addresses.1 = v6("fe80::3");
+        assert_eq!(from_pod(&node, &to_one), Drop(Reason::SpoofedSource));
     }
 }
 
