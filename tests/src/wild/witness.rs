@@ -453,6 +453,7 @@ fn discovery(
         && headers.hop_limit == 1
         && headers.has_hop_by_hop
         && !headers.has_fragment_header
+        && headers.destination.is_group()
         && headers.code == 0;
     if !is_neighbour && !is_listener {
         let is_link = outcome == Outcome::Pass(Reason::Link);

@@ -176,19 +176,17 @@ fn a_bridge_passes_on_what_its_link_lives_by_and_its_node_nothing() -> Result<()
     let macs = [BRIDGE, accomplice, [0x33, 0x33, 0, 0, 0, 1]];
     let (accomplice, outside) = sent(&stage, &messages(&macs), BRIDGE)?;
     ensure!(outside.is_empty(), "beyond the node: {outside:?}");
-    // Listener discovery is heard at any address of a bridge's, as a query may be (RFC 3810 §5.1.15).
-    let direct = LISTENER.map(|kind| (kind, UNROUTABLE, ACCOMPLICE_V6.parse().unwrap()));
-    let expected: BTreeSet<Heard> = NEAR
-        .iter()
-        .chain(&GROUPS)
-        .map(|to| to.parse().unwrap())
-        .flat_map(|to: Ipv6Addr| {
-            let neighbour = [133, 135, 136].map(|kind| (kind, UNROUTED, to));
-            let listener = LISTENER.map(|kind| (kind, UNROUTABLE, to));
-            neighbour.into_iter().chain(listener)
-        })
-        .chain(direct)
-        .collect();
+    let each = |kinds: &[u8], hop_limit: u8, to: &[&str]| -> Vec<Heard> {
+        let of = |kind: u8| {
+            to.iter()
+                .map(move |to| (kind, hop_limit, to.parse().unwrap()))
+        };
+        kinds.iter().flat_map(|kind| of(*kind)).collect()
+    };
+    let everywhere: Vec<&str> = NEAR.into_iter().chain(GROUPS).collect();
+    let neighbour = each(&[133, 135, 136], UNROUTED, &everywhere);
+    let listener = each(&LISTENER, UNROUTABLE, &GROUPS);
+    let expected: BTreeSet<Heard> = neighbour.into_iter().chain(listener).collect();
     ensure!(accomplice == expected, "{accomplice:?}\n{expected:?}");
     Ok(())
 }
