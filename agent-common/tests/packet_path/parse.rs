@@ -47,6 +47,7 @@ fn plain_reading(bytes: &[u8]) -> Option<Reading> {
     let word =
         |from: &[u8], at: usize| Some(u16::from_be_bytes([*from.get(at)?, *from.get(at + 1)?]));
     let (source, destination, mut protocol, mut rest, mut is_later);
+    let mut has_more = false;
     match word(bytes, 12)? {
         0x0800 => {
             let header = usize::from(frame.first()? & 15) * 4;
@@ -59,6 +60,7 @@ fn plain_reading(bytes: &[u8]) -> Option<Reading> {
             destination = packet.get(16..20)?.to_vec();
             protocol = *packet.get(9)?;
             is_later = word(packet, 6)? & 0x1fff != 0;
+            has_more = word(packet, 6)? & 0x2000 != 0;
             rest = packet.get(header..)?;
         }
         0x86dd => {
@@ -91,6 +93,7 @@ fn plain_reading(bytes: &[u8]) -> Option<Reading> {
                     return None;
                 }
                 is_later = protocol == 44 && word(rest, 2)? >> 3 != 0;
+                has_more |= protocol == 44 && word(rest, 2)? & 1 != 0;
                 protocol = rest[0];
                 rest = rest.get(length..)?;
                 followed += 1;
@@ -121,6 +124,15 @@ fn plain_reading(bytes: &[u8]) -> Option<Reading> {
         }
         1 | 58 => {
             rest.get(..8)?;
+            let errors = if protocol == 1 {
+                [3, 11, 12, 12]
+            } else {
+                [1, 2, 3, 4]
+            };
+            // Errors fit any link: none comes in pieces.
+            if is_own_icmp && has_more && errors.contains(&rest[0]) {
+                return None;
+            }
             (0, 0, if is_own_icmp { rest[0] } else { 0 })
         }
         _ => (0, 0, 0),
