@@ -102,7 +102,7 @@ pub fn glance<T: FlowTables, P: Packet + ?Sized>(
     Glance::Established
 }
 
-/// True of a flow that both sides have agreed to, until it is reset.
+/// True of a flow that both sides have agreed to, also once it has ended.
 #[inline(always)]
 const fn is_complete(state: u8) -> bool {
     state == State::Established.number() || state == State::Closing.number()

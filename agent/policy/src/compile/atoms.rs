@@ -135,7 +135,7 @@ pub(crate) struct Atoms {
     selectors: PodSelectors,
     live: usize,
     redrawn: Vec<Redrawn>,
-    /// What atoms that were redrawn since are in the maps.
+    /// What the maps have of atoms that were redrawn since the last plan was decided.
     in_force: BTreeMap<AtomId, Arc<AtomContent>>,
 }
 
@@ -296,7 +296,7 @@ impl Atoms {
         addresses
     }
 
-    /// Another atom may have had the content when this one was given it back.
+    /// The content names this atom no longer, unless it names another that got it meanwhile.
     fn forget_content(&mut self, id: AtomId, content: &Arc<AtomContent>) {
         if self.by_content.get(content) == Some(&id) {
             self.by_content.remove(content);

@@ -140,8 +140,8 @@ impl Atoms {
         true
     }
 
-    /// Gives atoms that were redrawn the content back that the maps have: what they were to be did
-    /// not fit. Those that nothing judges by stay as they are. Returns which they were.
+    /// Gives atoms that were redrawn the content back that the maps have of them: what they were to
+    /// be did not fit. Those that no set judges by stay as they are. Returns those given back.
     pub(crate) fn take_back(&mut self) -> BTreeSet<AtomId> {
         let mut taken_back = BTreeSet::new();
         for (id, content) in std::mem::take(&mut self.in_force) {
