@@ -202,7 +202,7 @@ fn way<T: FlowTables>(
         Hook::ToPod if local.is_group() => {}
         Hook::ToPod => return Step::NotMine,
     }
-    if !related::may_be_told_by(seen, config, headers) {
+    if !related::is_by_its_receiver(seen, config, headers) {
         return Step::Decided(Reason::SpoofedSource);
     }
     if is_link_upkeep {

@@ -17,7 +17,7 @@ use crate::packet::Headers;
 /// (RFC 1122 §3.2.2), and whom the error is for takes any router's word: which pods are no routers is
 /// known here only, before the node may have put other addresses on it.
 #[inline(always)]
-pub(super) fn may_be_told_by(seen: &Seen, config: &Config, headers: &Headers) -> bool {
+pub(super) fn is_by_its_receiver(seen: &Seen, config: &Config, headers: &Headers) -> bool {
     match (seen.at.hook, &headers.quote) {
         (Hook::FromPod, Some(quote)) => owns(config, quote.destination),
         (Hook::FromPod | Hook::ToPod, _) => true,
