@@ -46,6 +46,26 @@ impl Drop for Directory {
     }
 }
 
+/// What a change says of a namespace, by its name.
+enum Named {
+    Here(String),
+    Gone(String),
+}
+
+/// These tests write no manifests of other kinds.
+fn namespace_of(change: Change) -> Named {
+    match change {
+        Change::Namespace(namespace) => Named::Here(namespace.name.to_string()),
+        Change::NamespaceGone(name) => Named::Gone(name.to_string()),
+        other @ (Change::Pod(_)
+        | Change::PodGone(_)
+        | Change::Node(_)
+        | Change::NodeGone(_)
+        | Change::Policy(_)
+        | Change::PolicyGone(_)) => panic!("{other:?}"),
+    }
+}
+
 /// A watch, read with a deadline.
 struct Watched {
     batches: mpsc::Receiver<Batch>,
@@ -86,15 +106,9 @@ impl Watched {
         assert!(batch.is_complete || batch.changes.is_empty(), "half of it");
         self.said = batch.findings.iter().map(ToString::to_string).collect();
         for change in batch.changes {
-            match change {
-                Change::Namespace(namespace) => self.known.push(namespace.name.to_string()),
-                Change::NamespaceGone(name) => self.known.retain(|known| **known != *name),
-                other @ (Change::Pod(_)
-                | Change::PodGone(_)
-                | Change::Node(_)
-                | Change::NodeGone(_)
-                | Change::Policy(_)
-                | Change::PolicyGone(_)) => panic!("{other:?}"),
+            match namespace_of(change) {
+                Named::Here(name) => self.known.push(name),
+                Named::Gone(name) => self.known.retain(|known| *known != name),
             }
         }
         self.known.sort();

@@ -62,15 +62,9 @@ impl Looked {
     }
 
     fn changes(&mut self) -> Vec<String> {
-        let word = |change| match change {
-            Change::Namespace(namespace) => namespace.name.to_string(),
-            Change::NamespaceGone(name) => format!("{name} gone"),
-            other @ (Change::Pod(_)
-            | Change::PodGone(_)
-            | Change::Node(_)
-            | Change::NodeGone(_)
-            | Change::Policy(_)
-            | Change::PolicyGone(_)) => panic!("{other:?}"),
+        let word = |change| match namespace_of(change) {
+            Named::Here(name) => name,
+            Named::Gone(name) => format!("{name} gone"),
         };
         self.store.take_changes().into_iter().map(word).collect()
     }
