@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use agent_policy::engine::{Engine, LocalEndpoint, Options};
 use agent_policy::model::{
-    Change, ContainerPort, Labels, Namespace, NamespaceScope, ObjectName, Peer, Peers, Phase, Pod,
-    PodUid, Policy, PortMatch, Ports, Protocol, Rule,
+    Change, ContainerPort, Labels, Namespace, NamespaceScope, ObjectName, Peer, Peers, Pod, PodUid,
+    Policy, PortMatch, Ports, Protocol, Rule,
 };
 use agent_policy::selector::{Operator, Requirement, Selector};
 use divan::Bencher;
@@ -81,11 +81,6 @@ fn namespace(number: usize) -> Change {
 fn pod(number: usize, app: usize, size: Size) -> Pod {
     let [_, b, c, d] = u32::try_from(number).unwrap_or_default().to_be_bytes();
     Pod {
-        uid: PodUid(format!("uid-{number}").into()),
-        name: ObjectName::new(
-            format!("ns-{}", number % size.namespaces()),
-            format!("pod-{number}"),
-        ),
         labels: labels(&[
             ("app", format!("app-{app}")),
             ("tier", format!("tier-{}", number % 3)),
@@ -97,12 +92,14 @@ fn pod(number: usize, app: usize, size: Size) -> Pod {
             protocol: Protocol::TCP,
             port: if number.is_multiple_of(4) { 80 } else { 8080 },
         }],
-        host_network: false,
-        phase: Phase::Live,
         created: 1,
-        node: String::new(),
-        workload: String::new(),
-        annotations: Labels::new(),
+        ..Pod::new(
+            PodUid(format!("uid-{number}").into()),
+            ObjectName::new(
+                format!("ns-{}", number % size.namespaces()),
+                format!("pod-{number}"),
+            ),
+        )
     }
 }
 

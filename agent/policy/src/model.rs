@@ -137,6 +137,26 @@ pub struct Pod {
     pub annotations: Labels,
 }
 
+impl Pod {
+    /// A live pod about which nothing else is known: no labels, addresses or ports, no node, no
+    /// workload, created at 0.
+    pub fn new(uid: PodUid, name: ObjectName) -> Self {
+        Self {
+            uid,
+            name,
+            labels: Labels::new(),
+            addresses: Vec::new(),
+            ports: Vec::new(),
+            host_network: false,
+            phase: Phase::Live,
+            created: 0,
+            node: String::new(),
+            workload: String::new(),
+            annotations: Labels::new(),
+        }
+    }
+}
+
 /// A namespace.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Namespace {

@@ -280,7 +280,7 @@ pub(crate) fn declared_ports(to: &Resolved) -> Vec<PortReference> {
 #[cfg(test)]
 mod tests {
     use agent_policy::model::{
-        Change, Labels, Node, ObjectName, Phase, Pod, PodUid, Policy as NetworkPolicy,
+        Change, Labels, Node, ObjectName, Pod, PodUid, Policy as NetworkPolicy,
     };
     use agent_policy::selector::Selector;
 
@@ -291,17 +291,10 @@ mod tests {
         let mut cluster = Cluster::new();
         for change in [
             Change::Pod(Box::new(Pod {
-                uid: PodUid("shop/api".into()),
-                name: ObjectName::new("shop", "api"),
-                labels: Labels::new(),
                 addresses: vec![IpAddr::from([10, 0, 0, 1])],
-                ports: Vec::new(),
-                host_network: false,
-                phase: Phase::Live,
-                created: 0,
                 node: "node-a".to_owned(),
                 workload: "Pod/api".to_owned(),
-                annotations: Labels::new(),
+                ..Pod::new(PodUid("shop/api".into()), ObjectName::new("shop", "api"))
             })),
             Change::Node(Node {
                 name: "node-a".into(),

@@ -155,7 +155,7 @@ fn is_about_rules(cause: Cause) -> bool {
 mod tests {
     use agent_common::Reason;
     use agent_policy::model::{
-        Change, Labels, Node, ObjectName, Peers, Phase, PodUid, Policy, Ports, Protocol, Rule,
+        Change, Labels, Node, ObjectName, Peers, PodUid, Policy, Ports, Protocol, Rule,
     };
     use agent_policy::selector::Selector;
 
@@ -205,17 +205,14 @@ mod tests {
     fn known() -> Known {
         let pod = |namespace: &str, name: &str, workload: &str, last: u8| {
             Change::Pod(Box::new(Pod {
-                uid: PodUid(format!("{namespace}/{name}").into()),
-                name: ObjectName::new(namespace, name),
                 labels: Labels::from([("app".to_owned(), workload.to_owned())]),
                 addresses: vec![IpAddr::from([10, 0, 0, last])],
-                ports: Vec::new(),
-                host_network: false,
-                phase: Phase::Live,
-                created: 0,
                 node: "node-a".to_owned(),
                 workload: format!("Deployment/{workload}"),
-                annotations: Labels::new(),
+                ..Pod::new(
+                    PodUid(format!("{namespace}/{name}").into()),
+                    ObjectName::new(namespace, name),
+                )
             }))
         };
         let mut cluster = Cluster::new();

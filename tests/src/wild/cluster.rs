@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use agent_policy::model::{
-    Change, ContainerPort, Labels, Namespace, NamespaceScope, ObjectName, Peer, Peers, Phase, Pod,
-    PodUid, Policy, PortMatch, Ports, Protocol, Rule,
+    Change, ContainerPort, Labels, Namespace, NamespaceScope, ObjectName, Peer, Peers, Pod, PodUid,
+    Policy, PortMatch, Ports, Protocol, Rule,
 };
 use agent_policy::selector::{Operator, Requirement, Selector};
 
@@ -30,8 +30,6 @@ pub fn pod(place: usize, half: usize, addresses: &Addresses) -> Pod {
     ];
     let port = if place.is_multiple_of(2) { 80 } else { 443 };
     Pod {
-        uid: PodUid(Arc::from(format!("uid-{place}"))),
-        name: name(place),
         labels: labels.into_iter().collect(),
         addresses: addresses.to_vec(),
         ports: vec![ContainerPort {
@@ -39,12 +37,7 @@ pub fn pod(place: usize, half: usize, addresses: &Addresses) -> Pod {
             protocol: Protocol::TCP,
             port,
         }],
-        host_network: false,
-        phase: Phase::Live,
-        created: 0,
-        node: String::new(),
-        workload: String::new(),
-        annotations: Labels::new(),
+        ..Pod::new(PodUid(Arc::from(format!("uid-{place}"))), name(place))
     }
 }
 

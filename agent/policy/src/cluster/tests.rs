@@ -9,17 +9,9 @@ use crate::random;
 
 fn pod(name: &str, address: &str) -> Pod {
     Pod {
-        uid: PodUid(Arc::from(name)),
-        name: ObjectName::new("shop", name),
         labels: Labels::from([("app".to_owned(), name.to_owned())]),
         addresses: vec![address.parse().unwrap()],
-        ports: Vec::new(),
-        host_network: false,
-        phase: Phase::Live,
-        created: 0,
-        node: String::new(),
-        workload: String::new(),
-        annotations: Labels::new(),
+        ..Pod::new(PodUid(Arc::from(name)), ObjectName::new("shop", name))
     }
 }
 

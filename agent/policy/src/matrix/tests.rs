@@ -6,15 +6,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::evaluate::{Packet, evaluate};
-use crate::model::{Change, ContainerPort, Labels, Node, ObjectName, Phase, PodUid, Policy};
+use crate::model::{Change, ContainerPort, Labels, Node, ObjectName, PodUid, Policy};
 use crate::random;
 use crate::selector::Selector;
 
 fn pod(name: &str, addresses: &[&str], ports: &[(Protocol, u16)]) -> Pod {
     Pod {
-        uid: PodUid(Arc::from(name)),
-        name: ObjectName::new("shop", name),
-        labels: Labels::new(),
         addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
         ports: ports
             .iter()
@@ -24,12 +21,9 @@ fn pod(name: &str, addresses: &[&str], ports: &[(Protocol, u16)]) -> Pod {
                 port: *port,
             })
             .collect(),
-        host_network: false,
-        phase: Phase::Live,
-        created: 0,
         node: "node-1".to_owned(),
         workload: format!("Pod/{name}"),
-        annotations: Labels::new(),
+        ..Pod::new(PodUid(Arc::from(name)), ObjectName::new("shop", name))
     }
 }
 

@@ -392,17 +392,8 @@ pub(crate) fn isolating_then_open() -> [Vec<Event>; 2] {
 /// A pod without labels, with an address of its own.
 fn plain_pod(index: usize) -> Pod {
     Pod {
-        uid: uid(index),
-        name: ObjectName::new("a", format!("pod-{index}")),
-        labels: Labels::new(),
         addresses: vec![Ipv4Addr::from(0x0a00_0001 + u32::try_from(index).unwrap()).into()],
-        ports: Vec::new(),
-        host_network: false,
-        phase: Phase::Live,
-        created: 0,
-        node: String::new(),
-        workload: String::new(),
-        annotations: Labels::new(),
+        ..Pod::new(uid(index), ObjectName::new("a", format!("pod-{index}")))
     }
 }
 

@@ -6,8 +6,6 @@ use super::*;
 
 fn pod(namespace: &str, name: &str, workload: &str, address: Option<&str>) -> Pod {
     Pod {
-        uid: PodUid(format!("{namespace}/{name}").into()),
-        name: ObjectName::new(namespace, name),
         labels: Labels::from([
             ("app".to_owned(), "api".to_owned()),
             ("pod".to_owned(), name.to_owned()),
@@ -16,13 +14,11 @@ fn pod(namespace: &str, name: &str, workload: &str, address: Option<&str>) -> Po
             .map(|address| address.parse().unwrap())
             .into_iter()
             .collect(),
-        ports: Vec::new(),
-        host_network: false,
-        phase: Phase::Live,
-        created: 0,
-        node: String::new(),
         workload: workload.to_owned(),
-        annotations: Labels::new(),
+        ..Pod::new(
+            PodUid(format!("{namespace}/{name}").into()),
+            ObjectName::new(namespace, name),
+        )
     }
 }
 

@@ -2,23 +2,16 @@
 
 use std::time::Instant;
 
-use agent_policy::model::{Change, Labels};
+use agent_policy::model::Change;
 
 use super::*;
 
 fn pod(name: &str, address: &str, node: &str) -> Pod {
     Pod {
-        uid: PodUid(name.into()),
-        name: ObjectName::new("shop", name),
-        labels: Labels::new(),
         addresses: vec![address.parse().unwrap()],
-        ports: Vec::new(),
-        host_network: false,
-        phase: Phase::Live,
-        created: 0,
         node: node.to_owned(),
         workload: name.to_owned(),
-        annotations: Labels::new(),
+        ..Pod::new(PodUid(name.into()), ObjectName::new("shop", name))
     }
 }
 

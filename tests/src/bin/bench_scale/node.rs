@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use agent::dataplane::{Dataplane, Options};
 use agent_policy::engine::{Engine, LocalEndpoint};
 use agent_policy::model::{
-    Change, Labels, Namespace, NamespaceScope, ObjectName, Peer, Peers, Phase, Pod, PodUid, Policy,
-    Ports, Rule,
+    Change, Labels, Namespace, NamespaceScope, ObjectName, Peer, Peers, Pod, PodUid, Policy, Ports,
+    Rule,
 };
 use agent_policy::selector::{Operator, Requirement, Selector};
 use anyhow::Result;
@@ -94,17 +94,12 @@ impl Node {
 pub(crate) fn pod(n: u32) -> Pod {
     let role = if n == 0 { "server" } else { "client" };
     Pod {
-        uid: PodUid(format!("uid-{n}").into()),
-        name: ObjectName::new("shop", format!("pod-{n}")),
         labels: [("role".to_owned(), role.to_owned())].into(),
         addresses: vec![IpAddr::V4(address(Ipv4Addr::new(10, 0, 0, 1), n))],
-        ports: Vec::new(),
-        host_network: false,
-        phase: Phase::Live,
-        created: 0,
-        node: String::new(),
-        workload: String::new(),
-        annotations: Labels::new(),
+        ..Pod::new(
+            PodUid(format!("uid-{n}").into()),
+            ObjectName::new("shop", format!("pod-{n}")),
+        )
     }
 }
 
