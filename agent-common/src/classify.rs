@@ -26,7 +26,7 @@ use crate::verdict::{Direction, Reason, RuleId, Verdict};
 
 pub use glance::{Glance, glance};
 pub use opening::open;
-pub use tables::{DeniedRow, FlowEntry, FlowTables};
+pub use tables::{DeniedRow, FlowEntry, FlowTables, Route};
 
 /// Which program is asking, seen from the pod.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -137,7 +137,7 @@ pub fn look_closely<T: FlowTables, P: Packet + ?Sized>(
     seen.is_untracked = is_untracked;
     let config = endpoint.map(|(config, _)| config);
     decision.begin(seen.direction);
-    match way(tables, seen, kind, headers, config, decision) {
+    match way(tables, at.hook, seen, kind, headers, config, decision) {
         Step::Decided(reason) => decision.reason = reason,
         Step::NotMine => {
             tables.count(Counter::NotMine);
@@ -173,6 +173,7 @@ fn settle<T: FlowTables>(
 #[inline(always)]
 fn way<T: FlowTables>(
     tables: &T,
+    hook: Hook,
     seen: &mut Seen,
     kind: Read,
     headers: &Headers,
@@ -191,7 +192,7 @@ fn way<T: FlowTables>(
         return Step::Decided(Reason::Malformed);
     }
     let local = seen.local;
-    match seen.at.hook {
+    match hook {
         // The source, or the destination, is the endpoint's.
         Hook::FromPod | Hook::ToPod if ownership::owns(config, local) => {}
         // Or, of link upkeep, one that never leaves the link, or none: ARP has none.
@@ -206,9 +207,8 @@ fn way<T: FlowTables>(
         return Step::Decided(Reason::SpoofedSource);
     }
     if is_link_upkeep {
-        let peer = seen.flow.peer;
-        let would_leave = matches!((kind, seen.at.hook), (Read::Neighbour, Hook::FromPod))
-            && !link::is_on_link(config, peer);
+        let would_leave = matches!((kind, hook), (Read::Neighbour, Hook::FromPod))
+            && !link::is_on_link(tables, seen.at.ifindex, config, &seen.flow.peer);
         return Step::Decided(if would_leave {
             Reason::Malformed
         } else {

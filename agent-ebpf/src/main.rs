@@ -29,6 +29,7 @@
 mod action;
 mod diagnostics;
 mod entry;
+mod fib;
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod object;

@@ -1,7 +1,7 @@
 //! The look-ups of a packet's way, as BPF map operations. No decision is made here.
 
 use agent_common::Address;
-use agent_common::classify::{FlowTables, Room};
+use agent_common::classify::{FlowTables, Room, Route};
 use agent_common::event::FlowEvent;
 use agent_common::judge::PolicyTables;
 use agent_common::maps::{
@@ -17,6 +17,7 @@ use aya_ebpf::programs::TcContext;
 
 use crate::diagnostics;
 use crate::entry::{Entry, Row, add};
+use crate::fib;
 use crate::maps::{
     BUDGETS, CONFIGS, CONNTRACK, COUNTERS, DENIED, DROPPED, ENDPOINTS, ENDPOINTS_COLLIDING, EVENTS,
     FRAGMENTS, PASSED, PEER_REVISION, PEERS_CIDR, PEERS_EXACT, PENDING, PORTS, ROOM, RULE_HITS,
@@ -145,6 +146,11 @@ impl FlowTables for KernelTables<'_> {
     fn now(&self) -> u64 {
         // SAFETY: a helper without arguments.
         unsafe { bpf_jiffies64() }
+    }
+
+    #[inline(always)]
+    fn route(&self, ifindex: u32, source: &Address, destination: &Address) -> Route {
+        fib::route(self.context, ifindex, source, destination)
     }
 
     #[inline(always)]

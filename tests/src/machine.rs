@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::rc::Rc;
 
-use agent_common::classify::{Arrival, DeniedRow, FlowEntry, FlowTables, Outcome, classify};
+use agent_common::classify::{Arrival, DeniedRow, FlowEntry, FlowTables, Outcome, Route, classify};
 use agent_common::event::FlowEvent;
 use agent_common::judge::PolicyTables;
 use agent_common::maps::{
@@ -23,6 +23,8 @@ use agent_common::{Address, Direction, Reason};
 pub struct Machine<P> {
     /// What user space has written.
     pub policy: P,
+    /// The interfaces by which the node takes what comes in for an address; nowhere for others.
+    pub routes: HashMap<Address, u32>,
     /// The clock, in jiffies.
     pub now: Cell<u64>,
     /// CONNTRACK, all slots.
@@ -58,6 +60,7 @@ impl<P: PolicyTables> Machine<P> {
     pub fn new(policy: P) -> Self {
         Self {
             policy,
+            routes: HashMap::new(),
             now: Cell::new(1 << 33),
             connections: RefCell::default(),
             pending: RefCell::default(),
@@ -253,6 +256,11 @@ impl<P: PolicyTables> FlowTables for Machine<P> {
 
     fn now(&self) -> u64 {
         self.now.get()
+    }
+
+    fn route(&self, _ifindex: u32, _source: &Address, destination: &Address) -> Route {
+        let interface = self.routes.get(destination);
+        interface.map_or(Route::Nowhere, |interface| Route::By(*interface))
     }
 
     fn connection(&self, flow: &FlowKey) -> Option<Entry> {

@@ -5,6 +5,7 @@
 //! is not right is dropped. A pod speaks of its own addresses only, is no router, and is heard on its
 //! link only: a router must have nothing to pass on.
 
+use super::tables::{FlowTables, Route};
 use super::{Arrival, Hook, Read};
 use crate::address::Address;
 use crate::maps::Config;
@@ -95,12 +96,31 @@ fn read_claim<P: Packet + ?Sized>(packet: &P, headers: &mut Headers) -> bool {
 
 /// True for a destination of neighbour discovery that a pod finds on its own link: a group, a
 /// link-local address, or one that shares the first half with one of its own (RFC 4291 §2.5.4), as
-/// its gateway's does.
+/// its gateway's does, unless the node takes there by another way than to the pod: nodes may share
+/// one prefix, and forward these messages like any other.
 #[inline(always)]
-pub(super) fn is_on_link(config: &Config, destination: Address) -> bool {
+pub(super) fn is_on_link<T: FlowTables>(
+    tables: &T,
+    ifindex: u32,
+    config: &Config,
+    destination: &Address,
+) -> bool {
+    if destination.is_group() || destination.is_v6_link_local() {
+        return true;
+    }
     let [prefix, _] = destination.halves();
     let [one, other] = &config.addresses;
-    destination.is_group()
-        || destination.is_v6_link_local()
-        || (prefix != 0 && (prefix == one.halves()[0] || prefix == other.halves()[0]))
+    let own = if prefix == one.halves()[0] {
+        one
+    } else {
+        other
+    };
+    if prefix == 0 || prefix != own.halves()[0] {
+        return false;
+    }
+    match tables.route(ifindex, own, destination) {
+        Route::Nowhere => true,
+        Route::By(interface) => tables.route(ifindex, own, own) == Route::By(interface),
+        Route::Unknown => false,
+    }
 }

@@ -4,6 +4,7 @@
 //! Each method is one map operation without a decision of its own. A [`FlowKey`]'s `slot` also
 //! chooses the inner map of CONNTRACK.
 
+use crate::address::Address;
 use crate::event::FlowEvent;
 use crate::judge::PolicyTables;
 use crate::maps::{Budget, Connection, Counter, Denied, DeniedKey, FlowKey, Fragment, FragmentKey};
@@ -34,6 +35,17 @@ pub trait DeniedRow {
     fn set_reported(&self, now: u32);
 }
 
+/// Where the node takes what came in by a pod's interface.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Route {
+    /// Nowhere: the address is its own, or it forwards nothing there.
+    Nowhere,
+    /// Out by an interface.
+    By(u32),
+    /// It does not say: through an encapsulation, for one.
+    Unknown,
+}
+
 /// State of flows, counters and reports.
 pub trait FlowTables: PolicyTables {
     /// An entry of CONNTRACK or PENDING.
@@ -43,6 +55,9 @@ pub trait FlowTables: PolicyTables {
 
     /// 64-bit jiffies (`bpf_jiffies64`).
     fn now(&self) -> u64;
+    /// Where the node takes what comes in by an interface, from one IPv6 address to another
+    /// (`bpf_fib_lookup`).
+    fn route(&self, ifindex: u32, source: &Address, destination: &Address) -> Route;
 
     /// CONNTRACK, the endpoint's own map; `None` also when the slot has no map.
     fn connection(&self, flow: &FlowKey) -> Option<Self::Entry>;

@@ -1,5 +1,6 @@
 //! What is decided before any policy is asked: whose packet it is, and what the link lives by.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use agent_common::classify::Outcome::{Drop, NotMine, Pass};
@@ -129,6 +130,44 @@ fn neighbour_discovery_never_leaves_the_pods_link() {
             assert_eq!(outcome, expected, "type {kind} to {to}");
         }
     }
+}
+
+#[test]
+fn neighbour_discovery_does_not_follow_the_nodes_routes() {
+    const BRIDGE: u32 = 77;
+    let mut node = node();
+    let [_, family] = families();
+    let elsewhere: IpAddr = "fd00:1::77".parse().unwrap();
+    for (ways, expected) in [
+        // Each pod by its own interface, as ptp has them, and a range by another node.
+        ([POD.0, NEIGHBOUR.0, UPLINK], [true, false, false]),
+        // Pods of a bridge.
+        ([BRIDGE, BRIDGE, UPLINK], [true, true, false]),
+        // A way for all of them, as for a default: another router's link.
+        ([UPLINK; 3], [true; 3]),
+    ] {
+        let to = [family.pod, family.neighbour, elsewhere];
+        node.routes = to.into_iter().map(Address::from).zip(ways).collect();
+        for (to, is_on_link) in to.into_iter().zip(expected) {
+            let expected = if is_on_link {
+                Pass(Reason::Link)
+            } else {
+                Drop(Reason::Malformed)
+            };
+            for from in [family.pod, "fe80::2".parse().unwrap()] {
+                let frame = discovery(&from.to_string(), &to.to_string(), 135);
+                assert_eq!(
+                    from_pod(&node, &frame),
+                    expected,
+                    "{from} to {to}: {ways:?}"
+                );
+            }
+        }
+    }
+    // Where the node has no way to the pod, nobody shares its link.
+    node.routes = HashMap::from([(Address::from(family.neighbour), UPLINK)]);
+    let frame = discovery("fe80::2", &family.neighbour.to_string(), 135);
+    assert_eq!(from_pod(&node, &frame), Drop(Reason::Malformed));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use agent_common::classify::{Arrival, Hook, Outcome, Room, classify_in, look_clo
 use agent_common::conntrack::Timeout;
 use agent_common::judge::PolicyTables as _;
 use agent_common::maps::{Counter, Settings, Traffic, dropped_index, passed_index, settings_flags};
-use agent_common::{Direction, Reason, packet};
+use agent_common::{Address, Direction, Reason, packet};
 use agent_policy::engine::{Engine, LocalEndpoint, Options};
 use agent_policy::model::Change;
 use agent_policy::tables::Tables;
@@ -29,6 +29,7 @@ const LOCALS: usize = PODS - 1;
 const FIRST_IFINDEX: u32 = 10;
 /// Where what comes from outside enters the node.
 const UPLINK: u32 = 2;
+const BRIDGE: u32 = 3;
 /// Ticks a second.
 const HZ: u32 = 100;
 /// More would be slow and no different.
@@ -86,6 +87,7 @@ impl Node {
         // The last one is no pod's.
         let mut parties: Vec<Addresses> = (0..=PODS).map(own).collect();
         let wild = Wild::new(parties.clone());
+        let routes = routes(&parties, dice.one_in(2));
         parties.truncate(PODS);
         let is_small = dice.one_in(8);
         let fails_open = dice.one_in(8);
@@ -101,6 +103,7 @@ impl Node {
         };
         let machine = || {
             let mut machine = Machine::new(Tables::default());
+            machine.routes.clone_from(&routes);
             machine.policy.settings = settings;
             if is_small {
                 machine.flow_capacity = 4;
@@ -120,6 +123,9 @@ impl Node {
             room: Room::default(),
             pods: parties,
         };
+        for (address, interface) in routes {
+            node.witness.route(address, interface);
+        }
         for change in cluster::cluster(dice, &node.pods) {
             drop(node.engine.apply(change));
         }
@@ -225,6 +231,20 @@ impl Node {
         );
         outcome
     }
+}
+
+/// Where the node takes what comes in for these: each pod of its own is behind its own interface, or
+/// all of them are on a bridge.
+fn routes(parties: &[Addresses], is_routed: bool) -> HashMap<Address, u32> {
+    let way = |(place, own): (usize, &Addresses)| {
+        let interface = match ifindex(place) {
+            Some(own) if is_routed => own,
+            Some(_) => BRIDGE,
+            None => UPLINK,
+        };
+        own.map(|address| (address.into(), interface))
+    };
+    parties.iter().enumerate().flat_map(way).collect()
 }
 
 /// What was counted of packets.

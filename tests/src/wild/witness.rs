@@ -29,6 +29,8 @@ const WAIT: u64 = 30;
 pub struct Witness {
     /// Pods by their interfaces.
     endpoints: HashMap<u32, ObjectName>,
+    /// Where the node takes what comes in for an address.
+    routes: HashMap<Address, u32>,
     settings: Settings,
     /// Flows may be refused for want of room.
     may_be_full: bool,
@@ -93,6 +95,11 @@ impl Witness {
         self.endpoints.insert(ifindex, pod);
     }
 
+    /// The node takes what comes in for this address out by an interface; nowhere without.
+    pub fn route(&mut self, address: Address, interface: u32) {
+        self.routes.insert(address, interface);
+    }
+
     /// Looks at what became of a packet under the policies of `cluster`.
     ///
     /// # Errors
@@ -122,7 +129,7 @@ impl Witness {
             Ok(Frame::Arp) => return arp(&pod, at, frame, outcome),
             Ok(Frame::Ip(headers)) => headers,
         };
-        if let Some(said) = discovery(&pod, at, &headers, outcome) {
+        if let Some(said) = self.discovery(&pod, at, &headers, outcome) {
             return said;
         }
         let (source, destination) = (
@@ -414,6 +421,67 @@ impl Witness {
             .max()
             .map_or(0, u64::from)
     }
+
+    /// Neighbour and listener discovery pass under the conditions of their standards only. `None` for
+    /// what is neither.
+    fn discovery(
+        &self,
+        pod: &Pod,
+        at: &Arrival,
+        headers: &Headers,
+        outcome: Outcome,
+    ) -> Option<Result<(), String>> {
+        let is_icmp = headers.protocol == protocol::ICMPV6 && !headers.source.is_v4();
+        let is_neighbour = is_icmp && matches!(headers.detail, 133..=137);
+        let is_listener = is_icmp
+            && matches!(headers.detail, 130..=132 | 143)
+            && headers.hop_limit == 1
+            && headers.has_hop_by_hop
+            && !headers.has_fragment_header
+            && headers.destination.is_group()
+            && headers.code == 0;
+        if !is_neighbour && !is_listener {
+            let is_link = outcome == Outcome::Pass(Reason::Link);
+            return is_link.then(|| Err("it keeps no link alive".to_owned()));
+        }
+        if outcome != Outcome::Pass(Reason::Link) {
+            let is_refused = matches!(
+                outcome,
+                Outcome::Drop(Reason::Malformed | Reason::SpoofedSource) | Outcome::NotMine
+            );
+            return Some(expect(is_refused, "policy has no say in it"));
+        }
+        let is_unrouted = is_listener
+            || (headers.hop_limit == 255 && !headers.has_extension_header && headers.code == 0);
+        let source = IpAddr::from(headers.source);
+        let is_routers = matches!(headers.detail, 134 | 137);
+        let may_speak = match at.hook {
+            Hook::FromPod => {
+                !is_routers
+                    && (pod.addresses.contains(&source)
+                        || headers.source == Address::UNSPECIFIED
+                        || headers.source.is_v6_link_local())
+                    && self.stays(pod, headers.destination)
+            }
+            Hook::ToPod => !is_routers || at.ingress_ifindex == 0,
+        };
+        Some(expect(
+            is_unrouted && may_speak,
+            "it is no sound discovery of its sender's own",
+        ))
+    }
+
+    /// The node takes what a pod sends there nowhere, or to where the pod is.
+    fn stays(&self, pod: &Pod, destination: Address) -> bool {
+        let way = self.routes.get(&destination);
+        let is_pods = |own: &IpAddr| self.routes.get(&Address::from(*own)) == way;
+        way.is_none()
+            || pod
+                .addresses
+                .iter()
+                .filter(|own| own.is_ipv6())
+                .any(is_pods)
+    }
 }
 
 fn expect(is_right: bool, what: &str) -> Result<(), String> {
@@ -436,53 +504,6 @@ fn arp(pod: &Pod, at: &Arrival, frame: &[u8], outcome: Outcome) -> Result<(), St
         Hook::FromPod | Hook::ToPod => Outcome::Pass(Reason::Link),
     };
     expect(outcome == expected, &format!("it is ARP: {expected:?}"))
-}
-
-/// Neighbour and listener discovery pass under the conditions of their standards only. `None` for
-/// what is neither.
-fn discovery(
-    pod: &Pod,
-    at: &Arrival,
-    headers: &Headers,
-    outcome: Outcome,
-) -> Option<Result<(), String>> {
-    let is_icmp = headers.protocol == protocol::ICMPV6 && !headers.source.is_v4();
-    let is_neighbour = is_icmp && matches!(headers.detail, 133..=137);
-    let is_listener = is_icmp
-        && matches!(headers.detail, 130..=132 | 143)
-        && headers.hop_limit == 1
-        && headers.has_hop_by_hop
-        && !headers.has_fragment_header
-        && headers.destination.is_group()
-        && headers.code == 0;
-    if !is_neighbour && !is_listener {
-        let is_link = outcome == Outcome::Pass(Reason::Link);
-        return is_link.then(|| Err("it keeps no link alive".to_owned()));
-    }
-    if outcome != Outcome::Pass(Reason::Link) {
-        let is_refused = matches!(
-            outcome,
-            Outcome::Drop(Reason::Malformed | Reason::SpoofedSource) | Outcome::NotMine
-        );
-        return Some(expect(is_refused, "policy has no say in it"));
-    }
-    let is_unrouted = is_listener
-        || (headers.hop_limit == 255 && !headers.has_extension_header && headers.code == 0);
-    let source = IpAddr::from(headers.source);
-    let is_routers = matches!(headers.detail, 134 | 137);
-    let may_speak = match at.hook {
-        Hook::FromPod => {
-            !is_routers
-                && (pod.addresses.contains(&source)
-                    || headers.source == Address::UNSPECIFIED
-                    || headers.source.is_v6_link_local())
-        }
-        Hook::ToPod => !is_routers || at.ingress_ifindex == 0,
-    };
-    Some(expect(
-        is_unrouted && may_speak,
-        "it is no sound discovery of its sender's own",
-    ))
 }
 
 /// What is allowed whatever policy says, by where it comes from.

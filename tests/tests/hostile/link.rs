@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use tests::lab::agent::Agent;
 use tests::lab::frames::{Wire, between};
 use tests::lab::netlink::Mac;
@@ -16,10 +16,15 @@ use crate::origin::{LAST, OWN_PORT, is_to};
 
 const ATTACKER: &str = "shop/attacker";
 const ACCOMPLICE: &str = "shop/accomplice";
+/// Another of another prefix.
+const DISTANT: &str = "shop/distant";
 const ATTACKER_V6: &str = "fd14::2";
 const ATTACKER_LINK_LOCAL: &str = "fe80::470:ff:fe00:64";
-const ACCOMPLICE_V6: &str = "fd14:0:0:1::3";
+const ACCOMPLICE_V6: &str = "fd14::3";
+const DISTANT_V6: &str = "fd14:0:0:1::3";
 const OUTSIDE: &str = "2001:db8::9";
+/// Beyond the router, too, though the attacker's prefix has it: nodes may share one.
+const FAR: &str = "fd14::9";
 /// An address that the node has a way to, and nobody has.
 const NOBODY: &str = "fd14:0:0:2::7";
 /// The gateway's, and the router's.
@@ -41,7 +46,8 @@ fn v6(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// An attacker that may send nothing but one kind of datagram, and an accomplice of another prefix.
+/// An attacker that may send nothing but one kind of datagram, and an accomplice of its own prefix and
+/// one of another.
 fn cluster() -> String {
     let spec = format!(
         "{{podSelector: {{matchLabels: {{app: attacker}}}}, policyTypes: [Ingress, Egress], \
@@ -51,6 +57,7 @@ fn cluster() -> String {
         namespace("shop", ""),
         pod(ATTACKER, "app: attacker", &[ATTACKER_V6]),
         pod(ACCOMPLICE, "app: accomplice", &[ACCOMPLICE_V6]),
+        pod(DISTANT, "app: accomplice", &[DISTANT_V6]),
         policy("shop", "attacker", &spec),
     ]
     .join("---\n")
@@ -80,7 +87,7 @@ fn message(kind: u8, from: IpAddr, to: IpAddr, hop_limit: u8) -> Frame {
 fn messages(macs: &[Mac]) -> Vec<(Mac, Frame)> {
     let mut messages = Vec::new();
     for from in [ATTACKER_V6, ATTACKER_LINK_LOCAL, "::"].map(v6) {
-        let elsewhere = [OUTSIDE, ACCOMPLICE_V6, NOBODY];
+        let elsewhere = [OUTSIDE, FAR, ACCOMPLICE_V6, DISTANT_V6, NOBODY];
         for to in elsewhere.into_iter().chain(NEAR).chain(GROUPS).map(v6) {
             for hop_limit in [UNROUTED, 64, 2, UNROUTABLE] {
                 for kind in NEIGHBOUR.into_iter().chain(LISTENER) {
@@ -104,20 +111,15 @@ fn heard(frame: &[u8]) -> Option<Heard> {
     is_secret.then_some((*frame.get(place)?, *frame.get(21)?, to.into()))
 }
 
-/// Sends messages; what of them comes to the accomplice, and what to the node's router.
-fn sent(
-    stage: &Stage,
-    messages: &[(Mac, Frame)],
-    node: Mac,
-) -> Result<(BTreeSet<Heard>, BTreeSet<Heard>)> {
+/// Sends messages; what of them comes to the accomplice, to the distant one, and to the node's router.
+fn sent(stage: &Stage, messages: &[(Mac, Frame)], node: Mac) -> Result<[BTreeSet<Heard>; 3]> {
     let attacker = stage.lab.place(ATTACKER)?;
     let sender = Wire::open(&attacker.namespace)?;
     let from = v6(ATTACKER_V6);
+    let at_pod = |pod| Wire::open(&stage.lab.place(pod)?.namespace);
     let mut receivers = [
-        (
-            Wire::open(&stage.lab.place(ACCOMPLICE)?.namespace)?,
-            v6(ACCOMPLICE_V6),
-        ),
+        (at_pod(ACCOMPLICE)?, v6(ACCOMPLICE_V6)),
+        (at_pod(DISTANT)?, v6(DISTANT_V6)),
         (Wire::open(stage.lab.router()?)?, v6(OUTSIDE)),
     ];
     let last = |to: IpAddr| {
@@ -132,14 +134,13 @@ fn sent(
     for (to, frame) in messages {
         sender.send(&between(attacker.mac(), *to, &frame.bytes()))?;
     }
-    let mut all = Vec::new();
-    for (receiver, to) in &mut receivers {
+    let mut all = [(); 3].map(|()| BTreeSet::new());
+    for ((receiver, to), heard_there) in receivers.iter_mut().zip(&mut all) {
         last(*to)?;
         let arrived = receiver.until(|frame| is_to(frame, from, LAST))?;
-        all.push(arrived.iter().filter_map(|frame| heard(frame)).collect());
+        heard_there.extend(arrived.iter().filter_map(|frame| heard(frame)));
     }
-    let outside = all.pop().context("two of them")?;
-    Ok((all.pop().context("two of them")?, outside))
+    Ok(all)
 }
 
 fn kinds(heard: &BTreeSet<Heard>) -> BTreeSet<u8> {
@@ -149,19 +150,21 @@ fn kinds(heard: &BTreeSet<Heard>) -> BTreeSet<u8> {
 #[test]
 fn a_node_that_routes_passes_no_message_of_a_link_on() -> Result<()> {
     let mut stage = Stage::without_agent(&cluster())?;
-    stage.lab.add_external(v6(OUTSIDE))?;
+    for address in [OUTSIDE, FAR] {
+        stage.lab.add_external(v6(address))?;
+    }
     let near = stage.lab.place(ATTACKER)?.near_mac();
     let everybody = [0x33, 0x33, 0, 0, 0, 1];
     let messages = messages(&[near, everybody]);
 
-    let (accomplice, outside) = sent(&stage, &messages, near)?;
     let all: BTreeSet<u8> = NEIGHBOUR.into_iter().chain(LISTENER).collect();
-    ensure!(kinds(&accomplice) == all, "nobody watches: {accomplice:?}");
-    ensure!(kinds(&outside) == all, "nobody watches: {outside:?}");
-
+    for heard in sent(&stage, &messages, near)? {
+        ensure!(kinds(&heard) == all, "nobody watches: {heard:?}");
+    }
     stage.agent = Some(Agent::start(&stage.lab.manifests())?);
-    let (accomplice, outside) = sent(&stage, &messages, near)?;
+    let [accomplice, distant, outside] = sent(&stage, &messages, near)?;
     ensure!(accomplice.is_empty(), "at another pod: {accomplice:?}");
+    ensure!(distant.is_empty(), "at one of another prefix: {distant:?}");
     ensure!(outside.is_empty(), "beyond the node: {outside:?}");
     Ok(())
 }
@@ -169,12 +172,15 @@ fn a_node_that_routes_passes_no_message_of_a_link_on() -> Result<()> {
 #[test]
 fn a_bridge_passes_on_what_its_link_lives_by_and_its_node_nothing() -> Result<()> {
     let mut stage = Stage::without_agent(&cluster())?;
-    stage.lab.add_external(v6(OUTSIDE))?;
+    for address in [OUTSIDE, FAR] {
+        stage.lab.add_external(v6(address))?;
+    }
     stage.lab.bridge(&[ATTACKER, ACCOMPLICE], false)?;
     stage.agent = Some(Agent::start(&stage.lab.manifests())?);
     let accomplice = stage.lab.place(ACCOMPLICE)?.mac();
     let macs = [BRIDGE, accomplice, [0x33, 0x33, 0, 0, 0, 1]];
-    let (accomplice, outside) = sent(&stage, &messages(&macs), BRIDGE)?;
+    let [accomplice, distant, outside] = sent(&stage, &messages(&macs), BRIDGE)?;
+    ensure!(distant.is_empty(), "beyond the bridge: {distant:?}");
     ensure!(outside.is_empty(), "beyond the node: {outside:?}");
     let each = |kinds: &[u8], hop_limit: u8, to: &[&str]| -> Vec<Heard> {
         let of = |kind: u8| {
@@ -183,8 +189,8 @@ fn a_bridge_passes_on_what_its_link_lives_by_and_its_node_nothing() -> Result<()
         };
         kinds.iter().flat_map(|kind| of(*kind)).collect()
     };
-    let everywhere: Vec<&str> = NEAR.into_iter().chain(GROUPS).collect();
-    let neighbour = each(&[133, 135, 136], UNROUTED, &everywhere);
+    let near = NEAR.into_iter().chain(GROUPS).chain([ACCOMPLICE_V6]);
+    let neighbour = each(&[133, 135, 136], UNROUTED, &near.collect::<Vec<_>>());
     let listener = each(&LISTENER, UNROUTABLE, &GROUPS);
     let expected: BTreeSet<Heard> = neighbour.into_iter().chain(listener).collect();
     ensure!(accomplice == expected, "{accomplice:?}\n{expected:?}");

@@ -6,6 +6,7 @@
 //! what loading costs.
 
 mod costs;
+mod discovery;
 mod memory;
 mod programs;
 mod report;

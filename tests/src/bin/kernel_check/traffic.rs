@@ -17,7 +17,7 @@ use tests::lab::stage::Stage;
 use tests::lab::{Lab, manifests};
 use tests::probe::{self, Outcome, Patience, Probe};
 
-use crate::{memory, report, sctp};
+use crate::{discovery, memory, report, sctp};
 
 /// A server, its friend and a stranger.
 pub(crate) const CLUSTER: &str = "
@@ -84,6 +84,11 @@ pub(crate) fn check(best: Method) -> Result<()> {
     let _servers = measure::serve(&stage.lab, &rows(&stage.lab)?)?;
     compare(&stage.lab)?;
     report::ok("without an agent everybody reaches everybody, both families");
+    discovery::prepare(&mut stage)?;
+    ensure!(
+        discovery::leaves_the_node(&stage)?,
+        "without an agent the node does not route neighbour discovery"
+    );
 
     enforce(&mut stage, best)?;
     // Under the last of those policies.
@@ -99,6 +104,11 @@ pub(crate) fn check(best: Method) -> Result<()> {
     // Once only: what is left of a cut association holds the server's port.
     stage.remove("server.yaml")?;
     sctp::check(&mut stage, report::ok)?;
+    ensure!(
+        !discovery::leaves_the_node(&stage)?,
+        "the node routes a pod's neighbour discovery"
+    );
+    report::ok("a pod's neighbour discovery stays on its link");
     stage.apply("server.yaml", &policy("shop", "server", GUARDED))?;
 
     if best != Method::Clsact {
