@@ -139,7 +139,10 @@ pub fn bare(_context: TcContext) -> i32 {
 /// The floors of one family: programs of their own, because the verifier makes a slower call of a
 /// look-up whose map depends on the packet.
 macro_rules! floors {
-    ($flow:ident, $flows:ident, $address:ident, $parse:ident, $known:ident, $new:ident, $denied:ident) => {
+    (
+        $flow:ident, $reply:ident, $flows:ident, $address:ident, $parse:ident, $known:ident,
+        $new:ident, $denied:ident, $from_pod:ident, $to_pod:ident
+    ) => {
         /// Ethernet, IP and ports, by direct packet access.
         #[classifier]
         pub fn $parse(context: TcContext) -> i32 {
@@ -160,13 +163,7 @@ macro_rules! floors {
             let Some(last_seen) = $flows.get_ptr_mut(flow) else {
                 return TC_ACT_SHOT;
             };
-            // SAFETY: a helper without arguments.
-            let now = unsafe { bpf_jiffies64() };
-            // SAFETY: a pointer that a look-up of this very run returned.
-            if unsafe { last_seen.read() } != now {
-                // SAFETY: as above.
-                unsafe { last_seen.write(now) };
-            }
+            touch(last_seen);
             TC_ACT_UNSPEC
         }
 
@@ -184,11 +181,9 @@ macro_rules! floors {
             if $flows.insert(flow, 1, u64::from(BPF_ANY)).is_err() {
                 return TC_ACT_SHOT;
             }
-            let Some(mut event) = FLOOR_EVENTS.reserve(0) else {
+            if !report(flow[0], flow[1]) {
                 return TC_ACT_SHOT;
-            };
-            event.write([flow[0], flow[1], 0, 0, 0]);
-            event.submit(u64::from(BPF_RB_NO_WAKEUP));
+            }
             TC_ACT_UNSPEC
         }
 
@@ -209,27 +204,72 @@ macro_rules! floors {
                 TC_ACT_UNSPEC
             }
         }
+
+        /// The least that tracking a pod's connections can cost, of whatever it sends: a packet is
+        /// new or established as it is above. All of them pass.
+        #[classifier]
+        pub fn $from_pod(context: TcContext) -> i32 {
+            track(&context, &$flows, $flow(&context))
+        }
+
+        /// The same of what reaches the pod, under the same keys.
+        #[classifier]
+        pub fn $to_pod(context: TcContext) -> i32 {
+            track(&context, &$flows, $reply(&context))
+        }
     };
 }
 
-floors!(
-    flow_v4,
-    FLOOR_FLOWS_V4,
-    address_v4,
-    parse_v4,
-    floor_v4,
-    new_v4,
-    denied_v4
-);
-floors!(
-    flow_v6,
-    FLOOR_FLOWS_V6,
-    address_v6,
-    parse_v6,
-    floor_v6,
-    new_v6,
-    denied_v6
-);
+floors! {
+    flow_v4, reply_v4, FLOOR_FLOWS_V4, address_v4, parse_v4, floor_v4,
+    new_v4, denied_v4, track_from_v4, track_to_v4
+}
+floors! {
+    flow_v6, reply_v6, FLOOR_FLOWS_V6, address_v6, parse_v6, floor_v6,
+    new_v6, denied_v6, track_from_v6, track_to_v6
+}
+
+#[inline(always)]
+fn track<const WORDS: usize>(
+    context: &TcContext,
+    flows: &LruHashMap<[u64; WORDS], u64, FLOWS>,
+    flow: Option<[u64; WORDS]>,
+) -> i32 {
+    let Some(flow) = flow.filter(|_| count(context)) else {
+        return TC_ACT_UNSPEC;
+    };
+    match flows.get_ptr_mut(flow) {
+        Some(last_seen) => touch(last_seen),
+        None if flows.insert(flow, 1, u64::from(BPF_ANY)).is_ok() => {
+            let _reported_or_lost = report(flow[0], flow[1]);
+        }
+        None => {}
+    }
+    TC_ACT_UNSPEC
+}
+
+/// Says when a flow was last seen.
+#[inline(always)]
+fn touch(last_seen: *mut u64) {
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_jiffies64() };
+    // SAFETY: a pointer that a look-up of this very run returned.
+    if unsafe { last_seen.read() } != now {
+        // SAFETY: as above.
+        unsafe { last_seen.write(now) };
+    }
+}
+
+/// False when there was no room.
+#[inline(always)]
+fn report(first: u64, second: u64) -> bool {
+    let Some(mut event) = FLOOR_EVENTS.reserve(0) else {
+        return false;
+    };
+    event.write([first, second, 0, 0, 0]);
+    event.submit(u64::from(BPF_RB_NO_WAKEUP));
+    true
+}
 
 /// One array, one per-CPU counter.
 #[inline(always)]
@@ -285,6 +325,27 @@ fn flow_v6(context: &TcContext) -> Option<FlowV6> {
             rest,
         ])
     }
+}
+
+/// The same of the flow that goes the other way.
+#[inline(always)]
+fn reply_v4(context: &TcContext) -> Option<FlowV4> {
+    let [addresses, rest] = flow_v4(context)?;
+    Some([addresses.rotate_left(32), turned(rest)])
+}
+
+/// The same of the flow that goes the other way.
+#[inline(always)]
+fn reply_v6(context: &TcContext) -> Option<FlowV6> {
+    let [a, b, c, d, rest] = flow_v6(context)?;
+    Some([c, d, a, b, turned(rest)])
+}
+
+/// Ports, which a protocol follows, the other one first.
+#[inline(always)]
+fn turned(rest: u64) -> u64 {
+    let ports = (rest >> 8) as u32;
+    u64::from(ports.rotate_left(16)) << 8 | rest & 0xff
 }
 
 /// The destination.

@@ -5,9 +5,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-fn smoke(program: &str, says: &[&str]) -> Result<()> {
+fn smoke(program: &str, arguments: &[&str], says: &[&str]) -> Result<()> {
     let output = Command::new(program)
         .arg("--smoke")
+        .args(arguments)
         .output()
         .with_context(|| format!("starting {program}"))?;
     let said = String::from_utf8_lossy(&output.stdout);
@@ -27,7 +28,17 @@ fn smoke(program: &str, says: &[&str]) -> Result<()> {
 fn the_benchmark_of_a_packets_cost_runs() -> Result<()> {
     smoke(
         env!("CARGO_BIN_EXE_bench_dataplane"),
+        &[],
         &["established", "floor", "picket", "1024"],
+    )
+}
+
+#[test]
+fn the_benchmark_of_a_connections_segments_runs() -> Result<()> {
+    smoke(
+        env!("CARGO_BIN_EXE_bench_dataplane"),
+        &["--connection"],
+        &["IPv4, at the client", "IPv6, at the server", "SYN-ACK"],
     )
 }
 
@@ -35,10 +46,12 @@ fn the_benchmark_of_a_packets_cost_runs() -> Result<()> {
 fn the_benchmark_of_traffic_between_pods_runs() -> Result<()> {
     smoke(
         env!("CARGO_BIN_EXE_bench_wire"),
+        &[],
         &[
             "TCP_RR",
             "TCP_CRR",
             "bulk",
+            "floor programs",
             "Picket",
             "nf_conntrack",
             "nft set",
@@ -50,6 +63,7 @@ fn the_benchmark_of_traffic_between_pods_runs() -> Result<()> {
 fn the_benchmark_of_changes_runs() -> Result<()> {
     smoke(
         env!("CARGO_BIN_EXE_bench_scale"),
+        &[],
         &["one more comes", "the rule names one more", "they go"],
     )
 }

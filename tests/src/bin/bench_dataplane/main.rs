@@ -16,10 +16,11 @@
     reason = "tables of families, objects and ways, indexed by loops over them"
 )]
 
+mod connection;
 mod policy;
 mod runner;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use agent::dataplane::{Dataplane, Events, Options, objects};
 use agent_common::conntrack::Timeout;
@@ -76,6 +77,7 @@ const FLOOR: [&str; 9] = [
 ];
 
 /// TCP flags.
+const FIN: u8 = 1;
 const SYN: u8 = 2;
 const ACK: u8 = 16;
 
@@ -93,6 +95,9 @@ struct Args {
     /// Say what reading the headers alone costs, and a refusal that is judged anew.
     #[arg(long = "verbose")]
     is_verbose: bool,
+    /// What each segment of a connection costs, and nothing else.
+    #[arg(long = "connection")]
+    is_connection: bool,
     /// Not the first so many sizes of policy.
     #[arg(long, default_value_t = 0)]
     skip: usize,
@@ -119,6 +124,9 @@ fn main() -> Result<()> {
     for path in &args.object {
         let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
         objects.push((path.display().to_string(), bytes));
+    }
+    if args.is_connection {
+        return connection::measure(&args, &objects);
     }
 
     println!("ns per packet, net of a bare program's (ratio to the floor)");
@@ -221,23 +229,8 @@ fn series(
     (rules, peers, flows): (u32, u32, u32),
     family: usize,
 ) -> Result<Vec<[f64; 3]>> {
-    let pins = format!("/sys/fs/bpf/bench-{}", std::process::id());
-    let mut options = Options::new(&pins);
-    for map in ["PENDING", "CONNTRACK"] {
-        options.capacities.push((map.to_owned(), FLOWS));
-    }
-    let mut dataplane = Dataplane::open(&options)?;
-    dataplane.put_settings(&Settings {
-        flags: settings_flags::REPORT_ALLOWED,
-        hz: dataplane.hz(),
-        report_interval: dataplane.hz(),
-        timeouts: Timeout::defaults(dataplane.hz()),
-        budget_rate: 1 << 31,
-        budget_burst: 1 << 31,
-        ..Settings::default()
-    })?;
-    dataplane.apply(&policy(rules, peers))?;
-    let mut runner = Runner::new(Ebpf::load(objects::floor())?, &FLOOR)?;
+    let dataplane = prepared((rules, peers))?;
+    let mut runner = Runner::new(floor()?, &FLOOR)?;
     let mut ours = Vec::new();
     for (at, (name, bytes)) in objects.iter().enumerate() {
         let mut own = own_programs(&dataplane, bytes).with_context(|| format!("loading {name}"))?;
@@ -306,8 +299,8 @@ fn series(
             drain(&mut runner, &mut events)?;
         }
     }
-    drop((ours, events, dataplane));
-    agent::dataplane::uninstall(Path::new(&pins))?;
+    drop((ours, events));
+    removed(dataplane)?;
     let bare = lowest_decile(bare);
     let net = |samples| lowest_decile(samples) - bare;
     if args.is_verbose {
@@ -316,6 +309,41 @@ fn series(
         println!("{family}: parsing alone {parse:.0}, denied, judged anew {anew:.0}");
     }
     Ok(samples.into_iter().map(|ways| ways.map(net)).collect())
+}
+
+/// The dataplane with a policy of so many rules and peers.
+fn prepared((rules, peers): (u32, u32)) -> Result<Dataplane> {
+    let mut options = Options::new(pins());
+    for map in ["PENDING", "CONNTRACK"] {
+        options.capacities.push((map.to_owned(), FLOWS));
+    }
+    let mut dataplane = Dataplane::open(&options)?;
+    dataplane.put_settings(&Settings {
+        flags: settings_flags::REPORT_ALLOWED,
+        hz: dataplane.hz(),
+        report_interval: dataplane.hz(),
+        timeouts: Timeout::defaults(dataplane.hz()),
+        budget_rate: 1 << 31,
+        budget_burst: 1 << 31,
+        ..Settings::default()
+    })?;
+    dataplane.apply(&policy(rules, peers))?;
+    Ok(dataplane)
+}
+
+/// Takes it away.
+fn removed(dataplane: Dataplane) -> Result<()> {
+    drop(dataplane);
+    agent::dataplane::uninstall(&pins())?;
+    Ok(())
+}
+
+fn pins() -> PathBuf {
+    format!("/sys/fs/bpf/bench-{}", std::process::id()).into()
+}
+
+fn floor() -> Result<Ebpf> {
+    Ok(Ebpf::load(objects::floor())?)
 }
 
 /// Takes what was reported: a reader that looks by the clock comes late, and never in between.

@@ -16,6 +16,7 @@ use tests::lab::foreign::{Foreign, Place};
 use tests::lab::objects::{namespace, pod, policy};
 use tests::lab::stage::Stage;
 
+use crate::floor::{has_tracked, tracking};
 use crate::traffic::{Ends, Kind, Order};
 
 /// Elements that one call of nft(8) is given: its arguments have an end.
@@ -31,6 +32,8 @@ pub(crate) enum Variant {
     NothingAgain,
     /// tc programs that do nothing, where Picket has its own.
     EmptyPrograms,
+    /// Programs that do the least that tracking connections can cost, and allow everything.
+    Floor,
     /// Both pods isolated in both directions, their peers among as many as there are.
     Picket,
     /// netfilter's connection tracking, by the one rule that everybody has.
@@ -45,10 +48,11 @@ pub(crate) enum Variant {
 }
 
 impl Variant {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Nothing,
         Self::NothingAgain,
         Self::EmptyPrograms,
+        Self::Floor,
         Self::Picket,
         Self::Conntrack,
         Self::Set,
@@ -61,6 +65,7 @@ impl Variant {
             Self::Nothing => "no program",
             Self::NothingAgain => "no program, again",
             Self::EmptyPrograms => "empty programs",
+            Self::Floor => "floor programs",
             Self::Picket => "Picket",
             Self::Conntrack => "nf_conntrack",
             Self::Set => "nft set",
@@ -74,6 +79,7 @@ impl Variant {
             Self::Nothing
             | Self::NothingAgain
             | Self::EmptyPrograms
+            | Self::Floor
             | Self::Picket
             | Self::Set
             | Self::SetForBoth => false,
@@ -197,15 +203,22 @@ fn stand(
             .concat()
             .join("---\n"),
     )?;
-    let mut empty = Vec::new();
+    let (mut empty, mut floor) = (Vec::new(), Vec::new());
+    let interfaces = ["shop/client", "shop/server"]
+        .map(|pod| -> Result<String> { Ok(format!("pod{}", stage.lab.place(pod)?.veth)) });
     match variant {
         Variant::Nothing | Variant::NothingAgain => {}
         Variant::EmptyPrograms => {
-            for pod in ["shop/client", "shop/server"] {
-                let interface = format!("pod{}", stage.lab.place(pod)?.veth);
+            for interface in interfaces {
+                let interface = interface?;
                 for side in [TcAttachType::Ingress, TcAttachType::Egress] {
                     empty.push(Foreign::uncounted(&interface, side, Place::Tcx)?);
                 }
+            }
+        }
+        Variant::Floor => {
+            for interface in interfaces {
+                floor.push(tracking(&interface?, load.is_v6)?);
             }
         }
         Variant::Picket => stage.agent = Some(picket(&stage.lab, &load)?),
@@ -261,7 +274,10 @@ fn stand(
     if variant == Variant::Picket {
         is_at_work(connections)?;
     }
-    drop(empty);
+    floor
+        .iter()
+        .try_for_each(|floor| has_tracked(floor, load.is_v6, connections))?;
+    drop((empty, floor));
     is_as_it_should(variant)?;
     Ok(Agents {
         cpu_ns: spent.as_secs_f64() * 1e9,
