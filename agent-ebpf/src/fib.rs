@@ -28,7 +28,7 @@ pub(crate) fn route(
     lookup.ifindex = ifindex;
     lookup.__bindgen_anon_3.ipv6_src = words(source);
     lookup.__bindgen_anon_4.ipv6_dst = words(destination);
-    let size = size_of::<Lookup>() as i32;
+    let size = (size_of::<Lookup>() as u32).cast_signed();
     // SAFETY: the helper reads and writes a structure of its own that is this long.
     let result = unsafe { bpf_fib_lookup(context.as_ptr(), &raw mut lookup, size, 0) };
     // Its documentation lists what it says, in linux/bpf.h.
