@@ -70,10 +70,16 @@ fn names_and_labels_that_join_alike_are_not_alike() -> Result<()> {
     Ok(())
 }
 
+fn created(time: &str, object: &str) -> String {
+    let metadata = format!("metadata: {{creationTimestamp: \"{time}\", ");
+    object.replacen("metadata: {", &metadata, 1)
+}
+
 #[test]
 fn a_completed_pods_address_means_its_next_owner_though_its_object_stays() -> Result<()> {
     let cluster = |phase: &str| {
         let mut job = pod("clients/job", "role: client", &addresses(2));
+        job = created("2026-02-02T00:00:00Z", &job);
         job = job.replace("status: {", &format!("status: {{phase: {phase}, "));
         documents(&[
             namespace("servers", ""),
@@ -97,10 +103,9 @@ fn a_completed_pods_address_means_its_next_owner_though_its_object_stays() -> Re
         .lab
         .write_manifest("cluster.yaml", &cluster("Succeeded"))?;
     stage.lab.add_pod("clients/stranger", &addresses(2))?;
-    stage.apply(
-        "stranger.yaml",
-        &pod("clients/stranger", "role: stranger", &addresses(2)),
-    )?;
+    // Which has waited for a node since before there was a Job: it is not the younger of the two.
+    let stranger = pod("clients/stranger", "role: stranger", &addresses(2));
+    stage.apply("stranger.yaml", &created("2026-01-01T00:00:00Z", &stranger))?;
     stage.programmed("clients/stranger")?;
     ensure!(
         !stage
