@@ -1,14 +1,17 @@
 //! What a connection costs, segment by segment: at the pod that opens it, and at the one that it is
-//! opened to. Beside it the floor's programs that track connections.
+//! opened to. Beside it the floor's programs that track connections. With as much room as a pod has
+//! for its connections, and more of them than that: each new one takes the place of an old one.
 
+use agent::dataplane::objects;
+use agent_common::maps::CONNTRACK_CAPACITY;
 use anyhow::Result;
-use aya::Ebpf;
+use aya::{Ebpf, EbpfLoader};
 use tests::bench::lowest_decile;
 use tests::packets::Frame;
 
 use crate::policy::FAMILIES;
 use crate::runner::{PASS, Packets, Runner, program};
-use crate::{ACK, Args, FIN, SYN, drain, floor, own_programs, prepared, removed};
+use crate::{ACK, Args, FIN, SYN, drain, own_programs, prepared, removed};
 
 /// Connections of a sample. Their segments come in turns: all of the first ones, then all of the
 /// second ones.
@@ -72,13 +75,18 @@ fn costs(
     family: usize,
     pod: Side,
 ) -> Result<Vec<Vec<f64>>> {
-    let dataplane = prepared(SIZE)?;
+    let dataplane = prepared(SIZE, None)?;
     let family_name = ["v4", "v6"][family];
     let floors = ["from", "to"].map(|hook| format!("track_{hook}_{family_name}"));
-    let mut runner = Runner::new(floor()?, &["bare", &floors[0], &floors[1]])?;
+    let mut loader = EbpfLoader::new();
+    for map in ["FLOOR_FLOWS_V4", "FLOOR_FLOWS_V6"] {
+        loader.map_max_entries(map, CONNTRACK_CAPACITY);
+    }
+    let floor = loader.load(objects::floor())?;
+    let mut runner = Runner::new(floor, &["bare", &floors[0], &floors[1]])?;
     let mut ours: Vec<Ebpf> = Vec::new();
     for (at, (_, bytes)) in objects.iter().enumerate() {
-        let mut own = own_programs(&dataplane, bytes)?;
+        let mut own = own_programs(&dataplane, None, bytes)?;
         for hook in ["from_pod", "to_pod"] {
             let fd = program(&mut own, hook)?.fd()?.try_clone()?;
             runner.place(&format!("{hook} {at}"), &fd)?;

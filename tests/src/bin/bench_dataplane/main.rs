@@ -229,11 +229,12 @@ fn series(
     (rules, peers, flows): (u32, u32, u32),
     family: usize,
 ) -> Result<Vec<[f64; 3]>> {
-    let dataplane = prepared((rules, peers))?;
-    let mut runner = Runner::new(floor()?, &FLOOR)?;
+    let dataplane = prepared((rules, peers), Some(FLOWS))?;
+    let mut runner = Runner::new(Ebpf::load(objects::floor())?, &FLOOR)?;
     let mut ours = Vec::new();
     for (at, (name, bytes)) in objects.iter().enumerate() {
-        let mut own = own_programs(&dataplane, bytes).with_context(|| format!("loading {name}"))?;
+        let mut own = own_programs(&dataplane, Some(FLOWS), bytes)
+            .with_context(|| format!("loading {name}"))?;
         for hook in ["from_pod", "to_pod"] {
             let fd = program(&mut own, hook)?.fd()?.try_clone()?;
             runner.place(&format!("{hook} {at}"), &fd)?;
@@ -311,11 +312,13 @@ fn series(
     Ok(samples.into_iter().map(|ways| ways.map(net)).collect())
 }
 
-/// The dataplane with a policy of so many rules and peers.
-fn prepared((rules, peers): (u32, u32)) -> Result<Dataplane> {
+/// The dataplane with a policy of so many rules and peers, and room for other numbers of flows
+/// than usual.
+fn prepared((rules, peers): (u32, u32), flows: Option<u32>) -> Result<Dataplane> {
     let mut options = Options::new(pins());
     for map in ["PENDING", "CONNTRACK"] {
-        options.capacities.push((map.to_owned(), FLOWS));
+        let capacity = flows.map(|flows| (map.to_owned(), flows));
+        options.capacities.extend(capacity);
     }
     let mut dataplane = Dataplane::open(&options)?;
     dataplane.put_settings(&Settings {
@@ -340,10 +343,6 @@ fn removed(dataplane: Dataplane) -> Result<()> {
 
 fn pins() -> PathBuf {
     format!("/sys/fs/bpf/bench-{}", std::process::id()).into()
-}
-
-fn floor() -> Result<Ebpf> {
-    Ok(Ebpf::load(objects::floor())?)
 }
 
 /// Takes what was reported: a reader that looks by the clock comes late, and never in between.
@@ -398,13 +397,15 @@ fn open_flows(runner: &mut Runner, flows: u32, family: usize) -> Result<()> {
     Ok(())
 }
 
-/// An object over the dataplane's pinned maps, to be run repeatedly.
-fn own_programs(dataplane: &Dataplane, object: &[u8]) -> Result<Ebpf> {
+/// An object over the dataplane's pinned maps, of which PENDING may have another size than usual, to be run repeatedly.
+fn own_programs(dataplane: &Dataplane, pending: Option<u32>, object: &[u8]) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     for spec in MAPS {
         loader.map_pin_path(spec.name, pinned_below(dataplane.pins(), spec.name));
     }
-    loader.map_max_entries("PENDING", FLOWS);
+    if let Some(capacity) = pending {
+        loader.map_max_entries("PENDING", capacity);
+    }
     let mut ours = loader.load(object)?;
     for name in ["from_pod", "to_pod"] {
         program(&mut ours, name)?.load()?;
