@@ -120,8 +120,8 @@ map_types! {
     } = 160
 
     /// CONNTRACK and PENDING: a flow at one endpoint, the same key for both of its directions. The
-    /// pod's own address is no part of it: it has one of the peer's family, and the shorter the key,
-    /// the sooner it is found.
+    /// pod's own address is no part of it: it has one of the peer's family, and takes another slot
+    /// with another one; and the shorter the key, the sooner it is found.
     pub struct FlowKey {
         /// The other side.
         pub peer: Address,

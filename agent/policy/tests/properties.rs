@@ -281,6 +281,10 @@ proptest! {
         next.happen(&moved_on[1]);
         let old = verdicts(&next.tables);
         let mut slots = next.slots();
+        let own = |tables: &Tables, ifindex: u32| {
+            tables.configs[&tables.endpoints[&ifindex].config_row].addresses
+        };
+        let left = next.tables.clone();
         for event in &moved_on[1] {
             if let Event::Detach(pod) = event {
                 slots.remove(&node::ifindex(*pod));
@@ -298,7 +302,8 @@ proptest! {
         next.check_against_specification()?;
         for (ifindex, (uid, slot)) in next.slots() {
             if let Some((uid_before, slot_before)) = slots.get(&ifindex) {
-                prop_assert!(uid != *uid_before || slot == *slot_before);
+                let has_moved = || own(&next.tables, ifindex) != own(&left, ifindex);
+                prop_assert!(uid != *uid_before || slot == *slot_before || has_moved());
             }
         }
         next.settle_down()?;
@@ -568,4 +573,27 @@ fn who_finds_no_slot_is_said_to_and_is_published_when_one_is_free() {
         node.tables.slots.contains(&slot),
         "closed for the one before, open for the next"
     );
+}
+
+#[test]
+fn who_exchanges_an_address_begins_anew_and_who_gets_one_of_another_family_does_not() {
+    let mut node = Node::new(Options::default());
+    let mut slot_with = |addresses: &[&str]| {
+        let mut pod = node::plain_pod(0);
+        pod.addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        node.happen(&[Event::Change(Change::Pod(Box::new(pod))), Event::Attach(0)]);
+        node.settle_in_steps().unwrap();
+        let published = node.published();
+        assert_eq!(node.tables.slots.len(), 1, "the one before is closed");
+        published[&node::ifindex(0)]
+    };
+    let first = slot_with(&["10.0.0.1"]);
+    assert_eq!(slot_with(&["10.0.0.1", "fd00::1"]), first);
+    assert_eq!(slot_with(&["fd00::1", "10.0.0.1"]), first);
+    let second = slot_with(&["fd00::1", "10.0.0.2"]);
+    assert_ne!(second, first, "flows of 10.0.0.1 are not of 10.0.0.2");
+    let third = slot_with(&["fd00::1"]);
+    assert_ne!(third, second, "nor of nobody");
+    assert_eq!(slot_with(&["fd00::1", "10.0.0.2"]), third);
+    assert_ne!(slot_with(&["10.0.0.2", "10.0.0.3"]), third);
 }

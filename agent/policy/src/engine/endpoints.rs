@@ -52,6 +52,25 @@ impl Endpoint {
         }
     }
 
+    /// One of its addresses has gone, or another of the family has come. What it sends and what it is
+    /// sent does not say which of its own addresses a flow has: who has others has no flows yet.
+    pub(super) fn has_moved(&self) -> bool {
+        let of = |config: &Config, is_v4: bool| -> BTreeSet<Address> {
+            let known = config.addresses.iter();
+            known
+                .filter(|own| **own != Address::UNSPECIFIED && own.is_v4() == is_v4)
+                .copied()
+                .collect()
+        };
+        self.published.is_some_and(|published| {
+            let wanted = self.config();
+            [true, false].into_iter().any(|is_v4| {
+                let before = of(&published.config, is_v4);
+                !before.is_empty() && before != of(&wanted, is_v4)
+            })
+        })
+    }
+
     /// The row it is to have.
     pub(super) fn config(&self) -> Config {
         let stated = || self.pod.iter().flat_map(|pod| pod.addresses.iter());

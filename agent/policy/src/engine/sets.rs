@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Engine;
+use super::endpoints::Endpoint;
 use crate::cluster::is_selectable;
 use crate::compile::policies::Parts;
 use crate::compile::policy_sets::{SetId, SetRules};
@@ -17,6 +18,7 @@ impl Engine {
     pub(super) fn choose_sets(&mut self) {
         let touched: Vec<u32> = self.touched.iter().copied().collect();
         for ifindex in &touched {
+            self.begin_anew_if_moved(*ifindex);
             if let Some(endpoint) = self.endpoints.get_mut(*ifindex)
                 && let Some(pod) = &endpoint.pod
                 && endpoint.slot == 0
@@ -46,6 +48,20 @@ impl Engine {
                 }
                 self.compiler.drop_set_if_unused(set);
             }
+        }
+    }
+
+    /// An endpoint with other addresses takes another slot, and leaves its flows behind.
+    fn begin_anew_if_moved(&mut self, ifindex: u32) {
+        if !self.endpoints.get(ifindex).is_some_and(Endpoint::has_moved) {
+            return;
+        }
+        if let Some(moved) = self.endpoints.remove(ifindex) {
+            self.withdraw_later(&moved);
+            self.endpoints.insert(Endpoint {
+                pod: moved.pod,
+                ..Endpoint::new(moved.local)
+            });
         }
     }
 

@@ -390,7 +390,7 @@ pub(crate) fn isolating_then_open() -> [Vec<Event>; 2] {
 }
 
 /// A pod without labels, with an address of its own.
-fn plain_pod(index: usize) -> Pod {
+pub(crate) fn plain_pod(index: usize) -> Pod {
     Pod {
         addresses: vec![Ipv4Addr::from(0x0a00_0001 + u32::try_from(index).unwrap()).into()],
         ..Pod::new(uid(index), ObjectName::new("a", format!("pod-{index}")))
