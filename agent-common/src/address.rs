@@ -5,20 +5,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// An IPv4 or IPv6 address in network byte order; IPv4 is stored mapped.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    Eq,
-    FromBytes,
-    Hash,
-    Immutable,
-    IntoBytes,
-    Ord,
-    PartialEq,
-    PartialOrd,
-)]
+#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Hash, Immutable, IntoBytes, PartialEq)]
 #[repr(C, align(4))]
 pub struct Address(pub [u8; 16]);
 
@@ -109,6 +96,21 @@ impl Address {
     }
 }
 
+/// The order of the bytes, told by one number: a search in a sorted table is many comparisons.
+impl Ord for Address {
+    #[inline]
+    fn cmp(&self, other: &Self) -> core::cmp::Ordering {
+        u128::from_be_bytes(self.0).cmp(&u128::from_be_bytes(other.0))
+    }
+}
+
+impl PartialOrd for Address {
+    #[inline]
+    fn partial_cmp(&self, other: &Self) -> Option<core::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 /// The third word of a mapped IPv4 address.
 const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
@@ -138,5 +140,22 @@ impl From<Address> for core::net::IpAddr {
 impl core::fmt::Display for Address {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         core::fmt::Display::fmt(&core::net::IpAddr::from(*self), f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_ordered_as_their_bytes_are() {
+        let mut before = [0; 16];
+        for place in (0..16).rev() {
+            let mut bytes = [0; 16];
+            bytes[place] = 1;
+            // One more here outweighs whatever follows.
+            assert!(Address(before) < Address(bytes), "byte {place}");
+            before[place] = 0xff;
+        }
     }
 }
