@@ -5,11 +5,13 @@ use std::io;
 
 use agent_common::Address;
 use agent_common::maps::{
-    Budget, Config, Connection, ENDPOINT_ROWS, EndpointWord, FlowKey, Name, PEER_BUCKETS, Prefix,
+    Budget, Connection, ENDPOINT_ROWS, EndpointWord, FlowKey, Name, PEER_BUCKETS, Prefix,
     PrefixKey, SLOTS, Traffic, dropped_index, passed_index, rule_row,
 };
 use agent_common::verdict::{DENY_REASONS, Direction, FIRST_DENY_REASON};
+use agent_policy::hash::HashMap;
 use agent_policy::plan::Write;
+use zerocopy::IntoBytes;
 
 use super::error::{ApplyCause, ApplyError};
 use super::maps::{Maps, Plain, Table};
@@ -63,17 +65,19 @@ struct Step<'a> {
 
 /// Collects the keys and values of a run's writes of one kind.
 macro_rules! pairs {
-    ($run:expr, $pattern:pat => $pair:expr) => {
-        $run.iter()
-            .filter_map(|write| {
-                if let $pattern = write {
-                    Some($pair)
-                } else {
-                    None
-                }
-            })
-            .unzip()
-    };
+    ($run:expr, $pattern:pat => $pair:expr) => {{
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        keys.reserve_exact($run.len());
+        values.reserve_exact($run.len());
+        for write in $run {
+            if let $pattern = write {
+                let (key, value) = $pair;
+                keys.push(key);
+                values.push(value);
+            }
+        }
+        (keys, values)
+    }};
 }
 
 /// Collects the keys of a run's deletions of one kind.
@@ -97,33 +101,29 @@ impl Step<'_> {
         let maps = self.maps;
         match first {
             Write::PutPort(..) => {
-                let (keys, values): (Vec<_>, Vec<_>) =
-                    pairs!(run, Write::PutPort(key, value) => (*key, *value));
+                let (keys, values) = pairs!(run, Write::PutPort(key, value) => (*key, *value));
                 put_all(&maps.ports, &keys, &values)
             }
             Write::PutVerdict(..) => {
-                let (keys, values): (Vec<_>, Vec<_>) =
-                    pairs!(run, Write::PutVerdict(key, value) => (*key, *value));
+                let (keys, values) = pairs!(run, Write::PutVerdict(key, value) => (*key, *value));
                 put_all(&maps.verdicts, &keys, &values)
             }
             Write::PutService(..) => {
-                let (keys, values): (Vec<_>, Vec<_>) =
-                    pairs!(run, Write::PutService(key, value) => (*key, *value));
+                let (keys, values) = pairs!(run, Write::PutService(key, value) => (*key, *value));
                 put_all(&maps.services, &keys, &values)
             }
             Write::PutPeer(..) => {
-                let (keys, values): (Vec<_>, Vec<_>) =
+                let (keys, values) =
                     pairs!(run, Write::PutPeer(key, value) => (Address::from(*key), *value));
                 put_all(&maps.peers_exact, &keys, &values)
             }
             Write::PutPrefix(..) => {
-                let (keys, values): (Vec<_>, Vec<_>) =
+                let (keys, values) =
                     pairs!(run, Write::PutPrefix(key, value) => (prefix_key(*key), *value));
                 put_all(&maps.peers_cidr, &keys, &values)
             }
             Write::PutConfig(..) => {
-                let (keys, values): (Vec<u32>, Vec<Config>) =
-                    pairs!(run, Write::PutConfig(row, config) => (*row, **config));
+                let (keys, values) = pairs!(run, Write::PutConfig(row, config) => (*row, **config));
                 put_all(&maps.configs, &keys, &values)
             }
             Write::DeleteName(_) => {
@@ -373,8 +373,8 @@ fn put_all<K: Plain, V: Plain>(
     values: &[V],
 ) -> Result<usize, Stopped> {
     let (done, result) = table.put_all(keys, values);
-    let written: Vec<(&K, &V)> = keys.iter().zip(values).take(done).collect();
-    read_back(table, &written).map_err(|(index, cause)| (index, table.name(), cause))?;
+    read_back(table, keys.get(..done).unwrap_or(keys), values)
+        .map_err(|(place, cause)| (place, table.name(), cause))?;
     result.map(|()| done).map_err(|error| {
         (
             done,
@@ -384,56 +384,42 @@ fn put_all<K: Plain, V: Plain>(
     })
 }
 
+/// Places among the writes, by their keys, of what is not yet seen to be in the map.
+type Unseen<'a> = HashMap<&'a [u8], usize>;
+
 /// Compares the map with what was written to it; the number is the place of the first difference.
-/// A key may have been written more than once: the last value is to be there.
 fn read_back<K: Plain, V: Plain>(
     table: &Table<K, V>,
-    written: &[(&K, &V)],
+    keys: &[K],
+    values: &[V],
 ) -> Result<(), (usize, ApplyCause)> {
-    let key_at = |place: usize| written.get(place).map(|(key, _)| key.as_bytes());
-    // Plans come sorted, nearly always, so this only looks.
-    let mut places: Vec<usize> = (0..written.len()).collect();
-    places.sort_by_key(|place| key_at(*place));
-    let mut last = Vec::with_capacity(places.len());
+    let by_bytes = keys.iter().map(IntoBytes::as_bytes);
+    // A key may have been written more than once: the last value is to be there.
+    let mut unseen: Unseen<'_> = by_bytes.zip(0..).collect();
+    see_by_walking(table, values, &mut unseen);
+    let mut places: Vec<usize> = unseen.into_values().collect();
+    places.sort_unstable();
     for place in places {
-        match last.last_mut() {
-            Some(before) if key_at(*before) == key_at(place) => *before = place,
-            Some(_) | None => last.push(place),
-        }
-    }
-    let seen = seen_by_walking(table, written, &last);
-    let unseen = last.iter().zip(seen).filter(|(_, seen)| !seen);
-    for (place, _) in unseen {
-        if let Some((key, value)) = written.get(*place) {
-            same(table, key, value).map_err(|cause| (*place, cause))?;
+        if let (Some(key), Some(value)) = (keys.get(place), values.get(place)) {
+            same(table, key, value).map_err(|cause| (place, cause))?;
         }
     }
     Ok(())
 }
 
-/// Which of the places, sorted by their keys, hold their values, for a run so large that walking
-/// the whole map is cheaper than asking for each. What is not seen is not yet known to be wrong.
-fn seen_by_walking<K: Plain, V: Plain>(
-    table: &Table<K, V>,
-    written: &[(&K, &V)],
-    places: &[usize],
-) -> Vec<bool> {
-    let mut seen = vec![false; places.len()];
-    if places.len() < WORTH_A_WALK || places.len() < table.capacity() as usize / PLACES_A_CALL {
-        return seen;
+/// Takes out what the map holds, of so much that walking all of the map is cheaper than asking for
+/// each. What is left is not yet known to be wrong.
+fn see_by_walking<K: Plain, V: Plain>(table: &Table<K, V>, values: &[V], unseen: &mut Unseen<'_>) {
+    let count = unseen.len();
+    if count < WORTH_A_WALK || count < table.capacity() as usize / PLACES_A_CALL {
+        return;
     }
     // How full the map is shows on the way.
-    let mut others = places.len().saturating_mul(ELEMENTS_A_CALL);
-    let at = |place: &usize| written.get(*place);
+    let mut others = count.saturating_mul(ELEMENTS_A_CALL);
     let walked = table.walk(|key, value| {
-        let found = places
-            .binary_search_by(|place| at(place).map(|(key, _)| key.as_bytes()).cmp(&Some(key)));
-        if let Ok(found) = found
-            && let Some((_, wanted)) = places.get(found).and_then(at)
-            && wanted.as_bytes() == value
-            && let Some(seen) = seen.get_mut(found)
-        {
-            *seen = true;
+        let wanted = unseen.get(key).and_then(|place| values.get(*place));
+        if wanted.is_some_and(|wanted| wanted.as_bytes() == value) {
+            unseen.remove(key);
         } else {
             others = others.saturating_sub(1);
         }
@@ -443,7 +429,6 @@ fn seen_by_walking<K: Plain, V: Plain>(
         // Each is asked for, then.
         tracing::debug!(map = table.name(), %error, "the map cannot be walked");
     }
-    seen
 }
 
 fn remove_all<K: Plain, V: Plain>(table: &Table<K, V>, keys: &[K]) -> Result<usize, Stopped> {
@@ -496,8 +481,6 @@ fn io(map: &'static str, error: io::Error) -> (&'static str, ApplyCause) {
 
 #[cfg(test)]
 mod tests {
-    use zerocopy::IntoBytes as _;
-
     use super::*;
 
     #[test]
