@@ -72,6 +72,24 @@ pub(crate) struct Moved {
     pub(crate) prefixes: BTreeSet<Net>,
 }
 
+/// Adds keys to a set. An empty one, as before a load, becomes the set of them at once: far cheaper
+/// than key by key.
+fn add_all<T: Ord>(set: &mut BTreeSet<T>, keys: impl IntoIterator<Item = T>) {
+    if set.is_empty() {
+        *set = keys.into_iter().collect();
+    } else {
+        set.extend(keys);
+    }
+}
+
+/// Adds one set to another, whichever has fewer keys to the other.
+fn merge<T: Ord>(set: &mut BTreeSet<T>, mut other: BTreeSet<T>) {
+    if set.len() < other.len() {
+        std::mem::swap(set, &mut other);
+    }
+    set.extend(other);
+}
+
 impl Moved {
     /// True when nothing moved.
     pub(crate) fn is_empty(&self) -> bool {
@@ -140,13 +158,13 @@ impl Compiler {
     pub(crate) fn namespace_changed(&mut self, cluster: &Cluster, namespace: &str) {
         let pods = cluster.pods_in(namespace);
         let addresses = pods.flat_map(|pod| pod.addresses.iter().copied());
-        self.stale_addresses.extend(addresses.map(Address::from));
+        add_all(&mut self.stale_addresses, addresses.map(Address::from));
     }
 
     /// Asks everything anew: classes are left that have atoms no rule mentions any more.
     pub(crate) fn compact(&mut self) {
-        self.stale_addresses.extend(self.addresses.all());
-        self.stale_prefixes.extend(self.prefixes.sweep());
+        add_all(&mut self.stale_addresses, self.addresses.all());
+        add_all(&mut self.stale_prefixes, self.prefixes.sweep());
     }
 
     /// A new set of these rules.
@@ -248,15 +266,16 @@ impl Compiler {
     }
 
     fn atom_came_alive(&mut self, cluster: &Cluster, atom: AtomId, drawing: &Drawing) {
-        self.stale_prefixes
-            .extend(self.prefixes.insert(atom, drawing));
+        let drawn = self.prefixes.insert(atom, drawing);
+        add_all(&mut self.stale_prefixes, drawn);
         self.atom_members_changed(cluster, &drawing.content);
         self.candidates_changed(&drawing.content);
     }
 
     fn atom_was_redrawn(&mut self, cluster: &Cluster, redrawn: &Redrawn) {
         let Redrawn { atom, lost, gained } = redrawn;
-        self.stale_prefixes.extend(self.prefixes.erase(*atom, lost));
+        let erased = self.prefixes.erase(*atom, lost);
+        add_all(&mut self.stale_prefixes, erased);
         self.atom_members_changed(cluster, &lost.content);
         self.candidates_changed(&lost.content);
         self.atom_came_alive(cluster, *atom, gained);
@@ -269,8 +288,7 @@ impl Compiler {
     /// Asks the pods that an atom has by their labels.
     fn atom_members_changed(&mut self, cluster: &Cluster, content: &AtomContent) {
         let addresses = Atoms::pod_addresses(cluster, &content.pods);
-        self.stale_addresses
-            .extend(addresses.into_iter().map(Address::from));
+        add_all(&mut self.stale_addresses, addresses.map(Address::from));
     }
 
     /// Asks the candidates inside an atom's blocks.

@@ -18,6 +18,15 @@ struct Entry {
     present: Option<(ClassId, Option<PodUid>)>,
 }
 
+/// A row of `PEERS_EXACT`, and whose the address is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PeerRow {
+    /// What it was and is to be.
+    pub(crate) row: Row,
+    /// It stays, and the address belongs to another pod than when it was written.
+    pub(crate) has_new_owner: bool,
+}
+
 /// The candidates, and what is in the map.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Addresses {
@@ -50,31 +59,24 @@ impl Addresses {
     }
 
     /// What an address's row was and is to be: only there when the prefixes say something else.
-    pub(crate) fn row(&self, address: Address, prefixes: &Prefixes) -> Row {
+    pub(crate) fn row(&self, address: Address, prefixes: &Prefixes) -> PeerRow {
         let entry = self.entries.get(&address);
-        let present = entry
-            .and_then(|entry| entry.present.as_ref())
-            .map(|(class, _)| *class);
-        let candidate = entry
-            .and_then(|entry| entry.wanted.as_ref())
-            .map(|(class, _)| *class);
+        let present = entry.and_then(|entry| entry.present.as_ref());
+        let candidate = entry.and_then(|entry| entry.wanted.as_ref());
+        let has_new_owner = match (present, candidate) {
+            (Some((_, Some(before))), Some((_, after))) => before != after,
+            (Some((_, None)) | None, _) | (_, None) => false,
+        };
+        let present = present.map(|(class, _)| *class);
+        let candidate = candidate.map(|(class, _)| *class);
         let below = prefixes.wanted_at(address);
-        Row {
+        let row = Row {
             present,
             wanted: candidate.filter(|class| *class != below),
             old: present.unwrap_or_else(|| prefixes.present_at(address)),
             new: candidate.unwrap_or(below),
-        }
-    }
-
-    /// True when the row stays and the address belongs to another pod than when it was written.
-    pub(crate) fn has_new_owner(&self, address: Address) -> bool {
-        self.entries
-            .get(&address)
-            .is_some_and(|entry| match (&entry.present, &entry.wanted) {
-                (Some((_, Some(before))), Some((_, after))) => before != after,
-                _ => false,
-            })
+        };
+        PeerRow { row, has_new_owner }
     }
 
     /// The row is in the map, or gone from it, as wanted.

@@ -276,24 +276,20 @@ impl Atoms {
     }
 
     /// The addresses of the pods that some items of an atom have by their labels.
-    pub(crate) fn pod_addresses(cluster: &Cluster, pods: &[PodPeer]) -> Vec<IpAddr> {
-        let mut addresses = Vec::new();
-        for peer in pods {
-            let pods = match &peer.scope {
-                Scope::Namespace(namespace) => {
-                    cluster.pods_selected(&NamespaceScope::Own, namespace, &peer.pods)
-                }
-                Scope::Selected(selector) => {
-                    let scope = NamespaceScope::Selected(selector.clone());
-                    cluster.pods_selected(&scope, "", &peer.pods)
-                }
-            };
-            addresses.extend(
-                pods.into_iter()
-                    .flat_map(|pod| pod.addresses.iter().copied()),
-            );
-        }
-        addresses
+    pub(crate) fn pod_addresses(
+        cluster: &Cluster,
+        pods: &[PodPeer],
+    ) -> impl Iterator<Item = IpAddr> {
+        let selected = pods.iter().flat_map(|peer| match &peer.scope {
+            Scope::Namespace(namespace) => {
+                cluster.pods_selected(&NamespaceScope::Own, namespace, &peer.pods)
+            }
+            Scope::Selected(selector) => {
+                let scope = NamespaceScope::Selected(selector.clone());
+                cluster.pods_selected(&scope, "", &peer.pods)
+            }
+        });
+        selected.flat_map(|pod| pod.addresses.iter().copied())
     }
 
     /// The content names this atom no longer, unless it names another that got it meanwhile.

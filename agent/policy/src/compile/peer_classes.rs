@@ -109,10 +109,10 @@ impl Classes {
 
     /// One more key in the maps carries it.
     pub(crate) fn hold_present(&mut self, id: ClassId) {
-        self.hold(id);
         if id == ClassId::NOTHING {
             self.present_nothing += 1;
         } else if let Some(class) = self.by_id.get_mut(&id) {
+            class.holders += 1;
             class.present += 1;
         }
     }

@@ -6,42 +6,51 @@ use std::sync::Arc;
 
 use agent_common::Address;
 
-use super::Compiler;
-use super::atoms::AtomId;
 use super::peer_classes::{Class, ClassId, Token};
 use super::policy_sets::{NameId, SetId};
 use super::prefixes::Net;
+use super::{Compiler, merge};
 use crate::cluster::Cluster;
 use crate::model::PodUid;
 
 impl Compiler {
     /// Brings addresses and prefixes up to date.
     pub(crate) fn refresh(&mut self, cluster: &Cluster) {
-        for net in std::mem::take(&mut self.stale_prefixes) {
-            if let Some(class) = self.prefixes.forget_unwritten(net) {
-                self.release_class(class);
-                continue;
-            }
-            let atoms = self.prefixes.atoms_of(net);
-            let tokens: Vec<Token> = atoms.into_iter().map(Token::Atom).collect();
+        let mut prefixes = std::mem::take(&mut self.stale_prefixes);
+        prefixes.retain(|net| self.refresh_prefix(*net));
+        merge(&mut self.moved.prefixes, prefixes);
+        let addresses = std::mem::take(&mut self.stale_addresses);
+        for address in &addresses {
+            self.refresh_address(cluster, *address);
+        }
+        merge(&mut self.moved.addresses, addresses);
+    }
+
+    /// True when the prefix may have another class now; false when there is none such any more.
+    fn refresh_prefix(&mut self, net: Net) -> bool {
+        if let Some(class) = self.prefixes.forget_unwritten(net) {
+            self.release_class(class);
+            return false;
+        }
+        let atoms = self.prefixes.atoms_of(net);
+        let tokens: Vec<Token> = atoms.into_iter().map(Token::Atom).collect();
+        let class = self.class(&tokens);
+        self.classes.hold(class);
+        match self.prefixes.want(net, class) {
+            Some(before) => self.release_class(before),
+            None => self.release_class(class),
+        }
+        true
+    }
+
+    fn refresh_address(&mut self, cluster: &Cluster, address: Address) {
+        let wanted = self.tokens(cluster, address).map(|(tokens, owner)| {
             let class = self.class(&tokens);
             self.classes.hold(class);
-            match self.prefixes.want(net, class) {
-                Some(before) => self.release_class(before),
-                None => self.release_class(class),
-            }
-            self.moved.prefixes.insert(net);
-        }
-        for address in std::mem::take(&mut self.stale_addresses) {
-            let wanted = self.tokens(cluster, address).map(|(tokens, owner)| {
-                let class = self.class(&tokens);
-                self.classes.hold(class);
-                (class, owner)
-            });
-            if let Some(before) = self.addresses.want(address, wanted) {
-                self.release_class(before);
-            }
-            self.moved.addresses.insert(address);
+            (class, owner)
+        });
+        if let Some(before) = self.addresses.want(address, wanted) {
+            self.release_class(before);
         }
     }
 
@@ -87,10 +96,11 @@ impl Compiler {
         address: Address,
     ) -> Option<(Vec<Token>, PodUid)> {
         let pod = cluster.owner_of(address.into())?;
-        let by_labels = self.atoms.of_pod(cluster, pod);
-        let is_selected = !by_labels.is_empty();
-        let mut atoms: BTreeSet<AtomId> = by_labels.into_iter().collect();
+        let mut atoms = self.atoms.of_pod(cluster, pod);
+        let is_selected = !atoms.is_empty();
         atoms.extend(self.prefixes.atoms_of(Net::host(address)));
+        atoms.sort_unstable();
+        atoms.dedup();
         let names: BTreeSet<NameId> = atoms
             .iter()
             .flat_map(|atom| self.atoms.names(*atom))

@@ -139,9 +139,9 @@ pub(crate) struct Prefixes {
 }
 
 impl Prefixes {
-    /// Draws borders of a live atom; every prefix that may have another class by that.
-    pub(crate) fn insert(&mut self, atom: AtomId, drawing: &Drawing) -> BTreeSet<Net> {
-        let mut touched = BTreeSet::new();
+    /// Draws borders of a live atom; every prefix that may have another class by that, some twice.
+    pub(crate) fn insert(&mut self, atom: AtomId, drawing: &Drawing) -> Vec<Net> {
+        let mut touched = Vec::new();
         for (number, block) in drawing.blocks() {
             self.border(block.cidr).cidrs.insert((atom, number));
             for hole in &block.except {
@@ -150,7 +150,7 @@ impl Prefixes {
             if block.cidr.is_around_v4() {
                 // Without it a wide IPv6 prefix would speak for IPv4 addresses.
                 self.border(Net::V4);
-                touched.insert(Net::V4);
+                touched.push(Net::V4);
             }
             touched.extend(self.inside(block));
         }
@@ -164,10 +164,10 @@ impl Prefixes {
         }
     }
 
-    /// Takes borders of a live atom away; every prefix that may have another class by that. Rows
-    /// that are no border any more are marked for deletion.
-    pub(crate) fn erase(&mut self, atom: AtomId, drawing: &Drawing) -> BTreeSet<Net> {
-        let mut touched = BTreeSet::new();
+    /// Takes borders of a live atom away; every prefix that may have another class by that, some
+    /// twice. Rows that are no border any more are marked for deletion.
+    pub(crate) fn erase(&mut self, atom: AtomId, drawing: &Drawing) -> Vec<Net> {
+        let mut touched = Vec::new();
         for (number, block) in drawing.blocks() {
             touched.extend(self.inside(block));
             self.forget(block, (atom, number));
@@ -199,7 +199,7 @@ impl Prefixes {
     }
 
     /// Marks rows that are no border any more for deletion; every prefix there is.
-    pub(crate) fn sweep(&mut self) -> BTreeSet<Net> {
+    pub(crate) fn sweep(&mut self) -> impl Iterator<Item = Net> {
         let is_v4_kept = self
             .entries
             .iter()
@@ -208,7 +208,7 @@ impl Prefixes {
             let is_kept = entry.is_border() || (*net == Net::V4 && is_v4_kept);
             entry.is_leaving = !is_kept;
         }
-        self.entries.keys().copied().collect()
+        self.entries.keys().copied()
     }
 
     /// Takes over a row that an earlier agent left; the next plan deletes it unless it becomes a
@@ -228,16 +228,21 @@ impl Prefixes {
         entry
     }
 
-    /// The live atoms whose blocks have all of this prefix that no narrower prefix takes out.
-    pub(crate) fn atoms_of(&self, net: Net) -> BTreeSet<AtomId> {
-        let mut open: BTreeSet<BlockOf> = BTreeSet::new();
+    /// The live atoms whose blocks have all of this prefix that no narrower prefix takes out, in
+    /// order, each once.
+    pub(crate) fn atoms_of(&self, net: Net) -> Vec<AtomId> {
+        let mut open: Vec<BlockOf> = Vec::new();
         let mut holes: BTreeSet<BlockOf> = BTreeSet::new();
         for (_, entry) in self.around(net, net.length) {
             open.extend(&entry.cidrs);
             holes.extend(&entry.holes);
         }
         // Each block minus its own exceptions only; the union comes after.
-        open.difference(&holes).map(|(atom, _)| *atom).collect()
+        open.retain(|block| !holes.contains(block));
+        let mut atoms: Vec<AtomId> = open.into_iter().map(|(atom, _)| atom).collect();
+        atoms.sort_unstable();
+        atoms.dedup();
+        atoms
     }
 
     /// The prefixes around this one, itself included, widest first, up to a length.

@@ -57,6 +57,7 @@ impl Engine {
         };
         let mut rest = Vec::new();
         let mut writes = self.compiler.rules.opened();
+        writes.reserve(draft.peers.len() + draft.prefixes.len());
         summary.endpoints_withdrawn = self.withdraw(&mut writes, &mut rest);
         self.write_rows(&mut writes);
         if draft.has_targets {
@@ -121,10 +122,9 @@ impl Engine {
         }
         self.settle(&draft, &mut rest);
         writes.extend(self.rest.deletions(now, &mut self.compiler));
-        let mut all = self.compiler.ids.reservations();
-        all.append(&mut writes);
+        writes.splice(0..0, self.compiler.ids.reservations());
         let plan = Plan {
-            writes: all,
+            writes,
             summary,
             is_clearing: false,
         };
@@ -274,11 +274,9 @@ impl Engine {
                 continue;
             }
             // Rows that stay may have another owner now.
-            let row = self
-                .compiler
-                .addresses
-                .row(address, &self.compiler.prefixes);
-            self.compiler.addresses.settle(address, row.present);
+            let compiler = &mut self.compiler;
+            let row = compiler.addresses.row(address, &compiler.prefixes).row;
+            compiler.addresses.settle(address, row.present);
         }
         for (net, row) in &draft.prefixes {
             self.compiler.settle_class(row.present, row.wanted);

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent_common::Address;
-use agent_common::maps::{Config, peer_bucket};
+use agent_common::maps::Config;
 
 use super::Engine;
 use super::endpoints::{Endpoint, Published};
@@ -97,7 +97,7 @@ impl Engine {
         let transitional = own
             .map(|(change, _)| (*change, transition.rows(*change, ClassId::NOTHING)))
             .collect();
-        let buckets = self.buckets(&transition);
+        let buckets = transition.buckets();
         let draft = Draft {
             flips,
             redrawn,
@@ -127,25 +127,6 @@ impl Engine {
         };
         let keepers = self.endpoints.iter().filter(keeps_one);
         keepers.map(|endpoint| endpoint.local.ifindex).collect()
-    }
-
-    /// Prefixes are not asked: whoever judges one differently gets a new revision.
-    fn buckets(&self, transition: &Transition<'_>) -> BTreeSet<u16> {
-        let mut judged: BTreeMap<Change, bool> = BTreeMap::new();
-        let mut buckets = BTreeSet::new();
-        for (address, row) in &transition.peers {
-            let change = (row.old, row.new);
-            let is_stamped = *judged
-                .entry(change)
-                .or_insert_with(|| transition.is_stamped(change));
-            if is_stamped {
-                buckets.insert(peer_bucket(*address));
-            }
-        }
-        let moved = self.compiler.moved.addresses.iter();
-        let taken_over = moved.filter(|address| self.compiler.addresses.has_new_owner(**address));
-        buckets.extend(taken_over.map(|address| peer_bucket(*address)));
-        buckets
     }
 
     fn check(&self, draft: &Draft) -> Result<(), Refused> {

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent_common::Address;
-use agent_common::maps::{PortFunction, VerdictKey};
+use agent_common::maps::{PortFunction, VerdictKey, peer_bucket};
 
 use crate::compile::Compiler;
 use crate::compile::peer_classes::{ClassId, Token};
@@ -51,6 +51,8 @@ pub(super) struct Transition<'a> {
     foreign: Option<&'a Foreign>,
     /// Rows of `PEERS_EXACT` that differ from the map.
     pub(super) peers: Vec<(Address, Row)>,
+    /// Addresses whose row stays, for another pod.
+    taken_over: Vec<Address>,
     /// Rows of `PEERS_CIDR` that differ from the map.
     pub(super) prefixes: Vec<(Net, Row)>,
     /// Sets that published endpoints flip to.
@@ -69,19 +71,27 @@ pub(super) struct Transition<'a> {
 impl<'a> Transition<'a> {
     pub(super) fn new(compiler: &'a Compiler, foreign: Option<&'a Foreign>) -> Self {
         let moved = &compiler.moved;
-        let peers = moved.addresses.iter().map(|address| {
-            let row = compiler.addresses.row(*address, &compiler.prefixes);
-            (*address, row)
-        });
+        let differs = |row: &Row| row.present != row.wanted;
+        let mut peers = Vec::with_capacity(moved.addresses.len());
+        let mut taken_over = Vec::new();
+        for address in &moved.addresses {
+            let peer = compiler.addresses.row(*address, &compiler.prefixes);
+            if peer.has_new_owner {
+                taken_over.push(*address);
+            }
+            if differs(&peer.row) {
+                peers.push((*address, peer.row));
+            }
+        }
         let prefixes = moved
             .prefixes
             .iter()
             .map(|net| (*net, compiler.prefixes.row(*net)));
-        let differs = |row: &Row| row.present != row.wanted;
         let mut this = Self {
             compiler,
             foreign,
-            peers: peers.filter(|(_, row)| differs(row)).collect(),
+            peers,
+            taken_over,
             prefixes: prefixes.filter(|(_, row)| differs(row)).collect(),
             targets: BTreeSet::new(),
             leaving: HashMap::default(),
@@ -233,12 +243,30 @@ impl<'a> Transition<'a> {
 
     /// True when an endpoint that keeps its set judges the change differently: connections of
     /// the peer have to be judged again.
-    pub(super) fn is_stamped(&self, (old, new): Change) -> bool {
+    fn is_stamped(&self, (old, new): Change) -> bool {
         self.concerned((old, new)).into_iter().any(|set| {
             let published = self.compiler.sets.get(set).map_or(0, |set| set.published);
             let leaving = self.leaving.get(&set).copied().unwrap_or_default();
             published > leaving && self.compiler.judges_differently((set, old), (set, new))
         })
+    }
+
+    /// Buckets of peers whose connections have to be judged again. Prefixes are not asked: whoever
+    /// judges one differently gets a new revision.
+    pub(super) fn buckets(&self) -> BTreeSet<u16> {
+        let mut judged: BTreeMap<Change, bool> = BTreeMap::new();
+        let mut buckets = BTreeSet::new();
+        for (address, row) in &self.peers {
+            let change = (row.old, row.new);
+            let is_stamped = *judged
+                .entry(change)
+                .or_insert_with(|| self.is_stamped(change));
+            if is_stamped {
+                buckets.insert(peer_bucket(*address));
+            }
+        }
+        buckets.extend(self.taken_over.iter().map(|address| peer_bucket(*address)));
+        buckets
     }
 
     /// Sets in force that judge some prefix differently once the plan is carried out: whoever keeps
