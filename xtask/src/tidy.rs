@@ -16,7 +16,7 @@ use crate::step::Step;
 const FILE_LINES: usize = 600;
 
 /// Most lines of code agent-ebpf may have: it is a shell, logic belongs to agent-common.
-const EBPF_LINES: usize = 680;
+const EBPF_LINES: usize = 710;
 
 /// Not part of the shell: programs that benchmarks compare with.
 const EBPF_FLOOR: &str = "agent-ebpf/src/floor.rs";
