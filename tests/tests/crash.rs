@@ -167,14 +167,21 @@ impl Crashing {
     }
 
     /// Carries writes out one by one, looking at real packets after each, of flows that were there
-    /// before and of new ones; `new` is where the whole plan leads.
-    fn watch(&mut self, writes: &[Write], old: &Tables, new: &Tables) -> Result<(), TestCaseError> {
+    /// before and of new ones; `new` is where the whole plan leads. Flows that were there before may
+    /// be as old as what was `settled`: a dead agent's plan is not their end.
+    fn watch(
+        &mut self,
+        writes: &[Write],
+        [settled, old, new]: [&Tables; 3],
+    ) -> Result<(), TestCaseError> {
         let settings = self.dataplane().settings().unwrap();
         let probes = probes([old, new]);
-        let [before, after] = [old, new].map(|tables| judged(tables, settings, &probes));
+        let [first, before, after] =
+            [settled, old, new].map(|tables| judged(tables, settings, &probes));
+        let is_left = |place: usize, port| before[place] || (port == LASTING && first[place]);
         self.ask(
             &probes,
-            |place| [before[place]; 3],
+            |place, port| vec![before[place], is_left(place, port)],
             || "before the plan".to_owned(),
         )?;
         // Another slot is another endpoint: nothing is published while the one goes and the other
@@ -191,17 +198,20 @@ impl Crashing {
         for (place, write) in writes.iter().enumerate() {
             self.write(write);
             let when = || format!("after write {place} of {writes:#?}");
-            let wanted = |place: usize| [before[place], after[place], between[place]];
+            let wanted = |place: usize, port| {
+                let left = is_left(place, port);
+                vec![before[place], after[place], between[place], left]
+            };
             self.ask(&probes, wanted, when)?;
         }
         Ok(())
     }
 
-    /// Each packet meets one of its verdicts.
+    /// Each packet meets one of its verdicts, which are a probe's with a port of its originator.
     fn ask(
         &mut self,
         probes: &[Probe],
-        wanted: impl Fn(usize) -> [bool; 3],
+        wanted: impl Fn(usize, u16) -> Vec<bool>,
         when: impl Fn() -> String,
     ) -> Result<(), TestCaseError> {
         self.round = self.round.wrapping_add(1) % 20_000;
@@ -215,7 +225,7 @@ impl Crashing {
                     .test_run(at.hook, &frame, at.ifindex, at.ingress_ifindex)
                     .unwrap();
                 let passes = action == Action::Pass;
-                let wanted = wanted(place);
+                let wanted = wanted(place, originators_port);
                 prop_assert!(
                     wanted.contains(&passes),
                     "{probe:?} passes: {passes}, was and will be: {wanted:?}, from port \
@@ -238,12 +248,12 @@ impl Crashing {
         let mut whole = old.clone();
         whole.apply_all(&plan.writes);
         let Some(cut) = cut else {
-            self.watch(&plan.writes, &old, &whole)?;
+            self.watch(&plan.writes, [&old, &old, &whole])?;
             return self.be_settled(&old);
         };
         // Also before the first write, and after the last.
         let cut = cut.index(plan.writes.len() + 1);
-        self.watch(&plan.writes[..cut], &old, &whole)?;
+        self.watch(&plan.writes[..cut], [&old, &old, &whole])?;
 
         self.dataplane = None;
         self.dataplane = Some(open());
@@ -255,12 +265,13 @@ impl Crashing {
             "what the dead agent wrote is there"
         );
         self.node = self.node.restarted();
+        let settled = old;
         let old = self.node.tables.clone();
         let plan = self.node.engine.plan(self.node.now).unwrap();
         let writes = plan.map(|plan| plan.writes.clone()).unwrap_or_default();
         let mut repaired = old.clone();
         repaired.apply_all(&writes);
-        self.watch(&writes, &old, &repaired)?;
+        self.watch(&writes, [&settled, &old, &repaired])?;
         self.be_settled(&old)?;
         self.keep_nothing()?;
         self.be_settled(&repaired)
@@ -301,7 +312,7 @@ impl Crashing {
         let probes = probes([old, &new]);
         let wanted = judged(&new, settings, &probes);
         let when = || "in the end".to_owned();
-        self.ask(&probes, |place| [wanted[place]; 3], when)
+        self.ask(&probes, |place, _port| vec![wanted[place]], when)
     }
 }
 
