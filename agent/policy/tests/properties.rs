@@ -594,6 +594,10 @@ fn who_exchanges_an_address_begins_anew_and_who_gets_one_of_another_family_does_
     assert_ne!(second, first, "flows of 10.0.0.1 are not of 10.0.0.2");
     let third = slot_with(&["fd00::1"]);
     assert_ne!(third, second, "nor of nobody");
+    let nobody = slot_with(&[]);
+    assert_ne!(nobody, third);
+    let third = slot_with(&["fd00::1"]);
+    assert_ne!(third, nobody, "nothing was nobody's");
     assert_eq!(slot_with(&["fd00::1", "10.0.0.2"]), third);
     assert_ne!(slot_with(&["10.0.0.2", "10.0.0.3"]), third);
 }

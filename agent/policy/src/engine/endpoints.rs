@@ -52,8 +52,9 @@ impl Endpoint {
         }
     }
 
-    /// One of its addresses has gone, or another of the family has come. What it sends and what it is
-    /// sent does not say which of its own addresses a flow has: who has others has no flows yet.
+    /// One of its addresses has gone, or another of the family has come, or the first one. What it
+    /// sends and what it is sent does not say which of its own addresses a flow has: who has others
+    /// has no flows yet.
     pub(super) fn has_moved(&self) -> bool {
         let of = |config: &Config, is_v4: bool| -> BTreeSet<Address> {
             let known = config.addresses.iter();
@@ -64,6 +65,10 @@ impl Endpoint {
         };
         self.published.is_some_and(|published| {
             let wanted = self.config();
+            let none = [Address::UNSPECIFIED; 2];
+            if published.config.addresses == none {
+                return wanted.addresses != none;
+            }
             [true, false].into_iter().any(|is_v4| {
                 let before = of(&published.config, is_v4);
                 !before.is_empty() && before != of(&wanted, is_v4)

@@ -397,7 +397,8 @@ fn open_flows(runner: &mut Runner, flows: u32, family: usize) -> Result<()> {
     Ok(())
 }
 
-/// An object over the dataplane's pinned maps, of which PENDING may have another size than usual, to be run repeatedly.
+/// An object over the dataplane's pinned maps, of which PENDING may have another size than usual, to
+/// be run repeatedly.
 fn own_programs(dataplane: &Dataplane, pending: Option<u32>, object: &[u8]) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     for spec in MAPS {
