@@ -25,6 +25,8 @@ mod node;
 )]
 #[path = "../../../tests/src/packets.rs"]
 mod packets;
+#[path = "properties/slots.rs"]
+mod slots;
 #[path = "properties/wire.rs"]
 mod wire;
 #[path = "properties/world.rs"]
@@ -34,7 +36,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use agent_common::maps::{EndpointWord, peer_bucket};
-use agent_policy::engine::{Options, Progress};
+use agent_policy::engine::Options;
 use agent_policy::model::Change;
 use agent_policy::plan::{Refused, Write};
 use agent_policy::tables::Tables;
@@ -541,63 +543,4 @@ fn more_changes_at_once_than_rows_of_configs_are_refused_whole_until_rows_have_r
     let isolated = |word: &EndpointWord| node.tables.configs[&word.config_row].sets[0] != 0;
     assert!(node.tables.endpoints.values().all(isolated));
     assert_eq!(node.tables.endpoints.len(), PLACES);
-}
-
-#[test]
-fn who_finds_no_slot_is_said_to_and_is_published_when_one_is_free() {
-    let mut node = Node::new(Options::default());
-    let [all, _] = node::isolating_many_then_open(PLACES + 1);
-    node.happen(&all);
-    node.settle_in_steps().unwrap();
-    let late = node::ifindex(PLACES);
-    let progress = |node: &Node| {
-        let all = node.engine.endpoints().into_iter();
-        let mut late = all.filter(|each| each.ifindex == late);
-        late.next().map(|each| each.progress)
-    };
-    assert_eq!(progress(&node), Some(Progress::NoSlot));
-    assert_eq!(node.tables.endpoints.len(), PLACES);
-    assert!(!node.tables.endpoints.contains_key(&late));
-    assert_eq!(
-        node.engine.next_deadline(),
-        None,
-        "nothing to be done about it"
-    );
-    let gone = node::ifindex(7);
-    let slot = node.published()[&gone];
-    node.happen(&[Event::Detach(7)]);
-    node.settle_in_steps().unwrap();
-    assert_eq!(progress(&node), Some(Progress::Published));
-    assert_eq!(node.published()[&late], slot);
-    assert!(
-        node.tables.slots.contains(&slot),
-        "closed for the one before, open for the next"
-    );
-}
-
-#[test]
-fn who_exchanges_an_address_begins_anew_and_who_gets_one_of_another_family_does_not() {
-    let mut node = Node::new(Options::default());
-    let mut slot_with = |addresses: &[&str]| {
-        let mut pod = node::plain_pod(0);
-        pod.addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
-        node.happen(&[Event::Change(Change::Pod(Box::new(pod))), Event::Attach(0)]);
-        node.settle_in_steps().unwrap();
-        let published = node.published();
-        assert_eq!(node.tables.slots.len(), 1, "the one before is closed");
-        published[&node::ifindex(0)]
-    };
-    let first = slot_with(&["10.0.0.1"]);
-    assert_eq!(slot_with(&["10.0.0.1", "fd00::1"]), first);
-    assert_eq!(slot_with(&["fd00::1", "10.0.0.1"]), first);
-    let second = slot_with(&["fd00::1", "10.0.0.2"]);
-    assert_ne!(second, first, "flows of 10.0.0.1 are not of 10.0.0.2");
-    let third = slot_with(&["fd00::1"]);
-    assert_ne!(third, second, "nor of nobody");
-    let nobody = slot_with(&[]);
-    assert_ne!(nobody, third);
-    let third = slot_with(&["fd00::1"]);
-    assert_ne!(third, nobody, "nothing was nobody's");
-    assert_eq!(slot_with(&["fd00::1", "10.0.0.2"]), third);
-    assert_ne!(slot_with(&["10.0.0.2", "10.0.0.3"]), third);
 }
