@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use agent_common::classify::{Arrival, Hook};
+use agent_common::maps::other_local;
 use agent_common::packet::Headers;
 use agent_common::packet::icmp::Echo;
 use agent_common::packet::transport;
@@ -62,10 +63,15 @@ fn flow(
     destination: (Address, u16),
     echo: Option<Echo>,
 ) -> Flow {
-    let (local, peer) = match hook {
+    let (mut local, peer) = match hook {
         Hook::FromPod => (source, destination),
         Hook::ToPod => (destination, source),
     };
+    // Groups are told apart as the maps' keys do it: now and then two of them are one, of which
+    // policy says the same.
+    if local.0.is_group() {
+        local.0 = Address::from_v4([0, 0, 0, other_local(local.0)]);
+    }
     let (identifier, asker) = match echo {
         None => (None, None),
         Some(Echo::Request(identifier)) => (Some(identifier), Some(hook.direction())),
