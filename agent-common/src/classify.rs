@@ -169,7 +169,8 @@ fn settle<T: FlowTables>(
     }
 }
 
-/// The way itself: every early end in the order it is asked for.
+/// The way itself: every early end in the order it is asked for. `hook` is what `seen.at` says, too,
+/// but as a constant: so each program holds no more than its own half.
 #[inline(always)]
 fn way<T: FlowTables>(
     tables: &T,

@@ -26,8 +26,8 @@ pub(crate) fn route(
     let mut lookup: Lookup = unsafe { core::mem::zeroed() };
     lookup.family = IPV6;
     lookup.ifindex = ifindex;
-    lookup.__bindgen_anon_3.ipv6_src = words(source);
-    lookup.__bindgen_anon_4.ipv6_dst = words(destination);
+    lookup.__bindgen_anon_3.ipv6_src = source.words();
+    lookup.__bindgen_anon_4.ipv6_dst = destination.words();
     let size = (size_of::<Lookup>() as u32).cast_signed();
     // SAFETY: the helper reads and writes a structure of its own that is this long.
     let result = unsafe { bpf_fib_lookup(context.as_ptr(), &raw mut lookup, size, 0) };
@@ -40,10 +40,4 @@ pub(crate) fn route(
         Ok(1..=BPF_FIB_LKUP_RET_FWD_DISABLED) => Route::Nowhere,
         _ => Route::Unknown,
     }
-}
-
-/// An address as the kernel has it: in the order of the network.
-fn words(address: &Address) -> [u32; 4] {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address.0;
-    [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]].map(u32::from_ne_bytes)
 }

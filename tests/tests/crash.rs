@@ -176,9 +176,9 @@ impl Crashing {
     ) -> Result<(), TestCaseError> {
         let settings = self.dataplane().settings().unwrap();
         let probes = probes([old, new]);
-        let [first, before, after] =
+        let [long_before, before, after] =
             [settled, old, new].map(|tables| judged(tables, settings, &probes));
-        let is_left = |place: usize, port| before[place] || (port == LASTING && first[place]);
+        let is_left = |place: usize, port| before[place] || (port == LASTING && long_before[place]);
         self.ask(
             &probes,
             |place, port| vec![before[place], is_left(place, port)],

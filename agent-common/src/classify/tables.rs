@@ -1,7 +1,7 @@
-//! What a packet's way reads and writes beside policy: BPF maps in the kernel, collections on the
-//! host.
+//! What a packet's way reads and writes beside policy: BPF maps and the node's routes in the kernel,
+//! collections on the host.
 //!
-//! Each method is one map operation without a decision of its own. A [`FlowKey`]'s `slot` also
+//! Each method is one operation on a map, or one call of a helper, without a decision of its own. A [`FlowKey`]'s `slot` also
 //! chooses the inner map of CONNTRACK.
 
 use crate::address::Address;

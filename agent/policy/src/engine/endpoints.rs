@@ -52,9 +52,10 @@ impl Endpoint {
         }
     }
 
-    /// One of its addresses has gone, or another of the family has come, or the first one. What it
-    /// sends and what it is sent does not say which of its own addresses a flow has: who has others
-    /// has no flows yet.
+    /// True when one of its addresses has gone, or another of a family has come, or the first one of
+    /// all: it has to begin as a new endpoint. Keys of flows leave the endpoint's own address out, so
+    /// those it had would pass for flows of the address it has now. One of a family that it had no
+    /// address of disturbs none of them.
     pub(super) fn has_moved(&self) -> bool {
         let of = |config: &Config, is_v4: bool| -> BTreeSet<Address> {
             let known = config.addresses.iter();

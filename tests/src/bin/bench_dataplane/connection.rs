@@ -94,7 +94,7 @@ fn costs(
         ours.push(own);
     }
     let mut events = dataplane.events()?;
-    let of = FAMILIES[family];
+    let ends = FAMILIES[family];
     let mut samples = vec![vec![Vec::new(); 1 + objects.len()]; SEGMENTS.len()];
     let mut bare = Vec::new();
     let mut first = 0;
@@ -104,9 +104,9 @@ fn costs(
             for ((_, by, flags), samples) in SEGMENTS.into_iter().zip(&mut samples) {
                 let is_to_pod = by != pod;
                 let (from, to) = if is_to_pod {
-                    (of.friend, of.pod)
+                    (ends.friend, ends.pod)
                 } else {
-                    (of.pod, of.friend)
+                    (ends.pod, ends.friend)
                 };
                 let frame = Frame::tcp((from, 0), (to, 0), flags).bytes();
                 let packets = Packets {
@@ -116,13 +116,10 @@ fn costs(
                     flows: 0,
                     action: PASS,
                 };
+                let hook = if is_to_pod { "to_pod" } else { "from_pod" };
                 let name = match object {
                     0 => floors[usize::from(is_to_pod)].clone(),
-                    own => format!(
-                        "{} {}",
-                        ["from_pod", "to_pod"][usize::from(is_to_pod)],
-                        own - 1
-                    ),
+                    own => format!("{hook} {}", own - 1),
                 };
                 samples[object].push(runner.run(&name, packets, CONNECTIONS)?);
                 if object == 0 {
