@@ -14,6 +14,7 @@ mod check;
 mod fuzz;
 mod lab;
 mod layout;
+mod oci;
 mod places;
 mod setup;
 mod step;
