@@ -12,8 +12,10 @@ mod bench;
 mod bpf;
 mod check;
 mod fuzz;
+mod image;
 mod lab;
 mod layout;
+mod musl;
 mod oci;
 mod places;
 mod setup;
@@ -58,6 +60,8 @@ enum Task {
     /// Size the BPF programs and maps, say what they cost each kernel, and hold both against their
     /// budget.
     Bpf,
+    /// Build the container image, without Docker: an archive that containerd imports.
+    Image(image::Args),
     /// Hold the maps' layouts against `agent-common/layout.txt`.
     Layout(layout::Args),
     /// Hold the tree against the project's own rules.
@@ -74,6 +78,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Bpf => bpf::run(),
+        Task::Image(args) => image::run(&args),
         Task::Layout(args) => layout::run(&args),
         Task::Tidy => tidy::run(),
     };

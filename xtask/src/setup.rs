@@ -10,15 +10,13 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
+use crate::musl::Arch;
 use crate::places;
 use crate::step::Step;
 
 const BPF_LINKER: &str = "0.13.0";
 const LLVM: &str = "/usr/lib/llvm-22";
 const INSTALL: [&str; 4] = ["install", "-y", "-qq", "--no-install-recommends"];
-
-/// What arm64 guests run: linked by Rust's own lld, so no cross compiler is needed.
-pub(crate) const ARM64: &str = "aarch64-unknown-linux-musl";
 
 /// What to install for what.
 #[derive(Debug, clap::Args)]
@@ -40,9 +38,13 @@ pub(crate) enum What {
     Lab,
     /// Boot other kernels.
     Vm,
-    /// Build for arm64 and boot its kernels. Not part of everything: only
-    /// `cargo xtask test vm` with `--thorough` or an arm64 kernel wants it.
+    /// Boot arm64 kernels. Not part of everything: only `cargo xtask test vm` with `--thorough` or
+    /// an arm64 kernel wants it.
     Arm64,
+    /// Build the container image for this machine's architecture.
+    Image,
+    /// Build it for the other one, too. Not part of everything.
+    Cross,
     /// Fuzz.
     Fuzz,
     /// Check format and lints.
@@ -54,10 +56,14 @@ pub(crate) enum What {
 impl What {
     fn includes(self, part: Self) -> bool {
         self == part
-            || (self == Self::All && part != Self::Arm64)
+            || (self == Self::All && !matches!(part, Self::Arm64 | Self::Cross))
             || matches!(
                 (self, part),
-                (Self::Lab | Self::Fuzz, Self::Bpf) | (Self::Arm64, Self::Bpf | Self::Vm)
+                (
+                    Self::Lab | Self::Fuzz | Self::Image | Self::Cross | Self::Arm64,
+                    Self::Bpf
+                ) | (Self::Cross, Self::Image)
+                    | (Self::Arm64, Self::Vm | Self::Cross)
             )
     }
 }
@@ -182,6 +188,13 @@ fn missing(what: What) -> Result<Vec<Missing>> {
     if what.includes(What::Arm64) {
         package("qemu-system-arm", "boots arm64 kernels");
     }
+    if what.includes(What::Cross) {
+        for arch in others() {
+            let (compiler, library) = cross_packages(arch);
+            package(compiler, "compiles what dependencies have in C");
+            package(library, "the headers that such C includes");
+        }
+    }
     if what.includes(What::Fuzz) && places::on_path("c++").is_none() {
         package("g++", "compiles libFuzzer");
     }
@@ -192,12 +205,20 @@ fn missing(what: What) -> Result<Vec<Missing>> {
             remedy: Remedy::BpfLinker,
         });
     }
-    if what.includes(What::Arm64) && !has_target(ARM64)? {
-        missing.push(Missing {
-            what: format!("Rust's standard library for {ARM64}"),
-            why: "builds what runs in arm64 guests",
-            remedy: Remedy::Target(ARM64),
-        });
+    for arch in Arch::ALL {
+        let part = if Arch::here() == Some(arch) {
+            What::Image
+        } else {
+            What::Cross
+        };
+        let target = arch.target();
+        if what.includes(part) && !has_target(target)? {
+            missing.push(Missing {
+                what: format!("Rust's standard library for {target}"),
+                why: "builds static programs: the image's, and those of arm64 guests",
+                remedy: Remedy::Target(target),
+            });
+        }
     }
     if what.includes(What::Lint) {
         for (tool, component) in [("cargo-fmt", "rustfmt"), ("cargo-clippy", "clippy")] {
@@ -211,6 +232,21 @@ fn missing(what: What) -> Result<Vec<Missing>> {
         }
     }
     Ok(missing)
+}
+
+/// Architectures that are not this machine's.
+fn others() -> impl Iterator<Item = Arch> {
+    Arch::ALL
+        .into_iter()
+        .filter(|arch| Arch::here() != Some(*arch))
+}
+
+/// Debian's cross compiler for an architecture, and its C library.
+const fn cross_packages(arch: Arch) -> (&'static str, &'static str) {
+    match arch {
+        Arch::Amd64 => ("gcc-x86-64-linux-gnu", "libc6-dev-amd64-cross"),
+        Arch::Arm64 => ("gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"),
+    }
 }
 
 fn report(missing: &[Missing]) -> Result<()> {
@@ -353,15 +389,19 @@ mod tests {
     }
 
     #[test]
-    fn everything_leaves_out_what_only_arm64_guests_need() {
-        assert!(!What::All.includes(What::Arm64));
+    fn everything_leaves_out_what_only_the_other_architecture_needs() {
+        assert!(!What::All.includes(What::Arm64) && !What::All.includes(What::Cross));
+        assert!(What::All.includes(What::Image));
         assert!(What::Arm64.includes(What::Vm) && What::Arm64.includes(What::Bpf));
+        assert!(What::Arm64.includes(What::Cross) && What::Cross.includes(What::Image));
     }
 
     #[test]
     fn a_target_can_be_had_without_rustup() {
-        let other_way = Remedy::Target(ARM64).other_way().unwrap();
-        assert!(other_way.contains(ARM64) && other_way.contains("install.sh --prefix"));
+        let other_way = Remedy::Target(Arch::Arm64.target()).other_way().unwrap();
+        assert!(
+            other_way.contains(Arch::Arm64.target()) && other_way.contains("install.sh --prefix")
+        );
         assert!(Remedy::Component("clippy").other_way().is_none());
     }
 

@@ -15,12 +15,13 @@ use std::fs;
 use anyhow::{Context as _, Result, bail};
 
 use crate::bpf::costs::Book;
+use crate::musl::Arch;
 use crate::places;
 use crate::setup::{self, What};
 use crate::step::Failed;
 use crate::table;
 use guest::Findings;
-use kernel::{Arch, Line};
+use kernel::Line;
 use userland::Programs;
 
 /// Boots kernels one after the other, and says at the end what came of each. What the programs cost
@@ -37,7 +38,7 @@ pub(crate) fn run(filter: Option<&str>, thorough: bool, bless: bool) -> Result<(
     let mut book = Book::open()?;
     let mut rows = vec![HEAD.map(str::to_owned).to_vec()];
     let mut bad = Vec::new();
-    for arch in [Arch::Amd64, Arch::Arm64] {
+    for arch in Arch::ALL {
         let lines: Vec<&Line> = lines
             .iter()
             .copied()

@@ -7,25 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 use super::apt::Archive;
+use crate::musl::Arch;
 use crate::places;
 use crate::step::Step;
-
-/// What a kernel runs on.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Arch {
-    Amd64,
-    Arm64,
-}
-
-impl Arch {
-    /// Debian's word for it.
-    pub(crate) const fn as_label(self) -> &'static str {
-        match self {
-            Self::Amd64 => "amd64",
-            Self::Arm64 => "arm64",
-        }
-    }
-}
 
 /// A line of kernels that is tested by its newest package.
 #[derive(Debug)]

@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result};
 
 use super::apt::Archive;
 use super::initramfs::Initramfs;
-use super::kernel::{self, Arch, Kernel};
+use super::kernel::{self, Kernel};
+use crate::musl::{Arch, Program};
 use crate::places;
-use crate::setup;
 use crate::step::Step;
 
 /// The programs of this workspace that a guest runs, with their packages.
@@ -61,20 +61,18 @@ impl Programs {
         Ok(programs)
     }
 
-    /// Static programs. Each is linked by itself so that only it, and no dependency, is built with
-    /// flags of its own.
+    /// Static programs.
     fn of_arm64() -> Result<Self> {
         let mut ours = Vec::new();
         for (package, name) in PROGRAMS {
-            Step::cargo(["rustc", "--locked", "-p", package, "--bin", name])
-                .args(["--target", setup::ARM64, "--", "-C", "strip=symbols"])
-                .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld")
-                .run()?;
-            let built = places::target()?
-                .join(setup::ARM64)
-                .join("debug")
-                .join(name);
-            ours.push((name, built));
+            let program = Program {
+                package,
+                name,
+                profile: "dev",
+                strip: "symbols",
+                revision: None,
+            };
+            ours.push((name, program.build(Arch::Arm64)?));
         }
         Ok(Self {
             busybox: busybox_arm64()?,
