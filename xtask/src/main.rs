@@ -8,10 +8,13 @@
     reason = "a task runner talks to the person at the terminal"
 )]
 
+mod apt;
 mod bench;
 mod bpf;
 mod check;
+mod cluster;
 mod fuzz;
+mod go;
 mod image;
 mod lab;
 mod layout;
@@ -55,6 +58,8 @@ enum Task {
     Check,
     /// Measure speed.
     Bench(bench::Args),
+    /// Run a real Kubernetes cluster on this machine, with Picket in it.
+    Cluster(cluster::Args),
     /// Throw bytes at what reads bytes, bred towards ways that none has taken.
     Fuzz(fuzz::Args),
     /// Size the BPF programs and maps, say what they cost each kernel, and hold both against their
@@ -76,6 +81,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Check => check::run(),
         Task::Bench(args) => bench::run(&args),
+        Task::Cluster(args) => cluster::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Bpf => bpf::run(),
         Task::Image(args) => image::run(&args),

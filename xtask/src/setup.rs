@@ -10,6 +10,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
+use crate::go;
 use crate::musl::Arch;
 use crate::places;
 use crate::step::Step;
@@ -45,6 +46,11 @@ pub(crate) enum What {
     Image,
     /// Build it for the other one, too. Not part of everything.
     Cross,
+    /// Run etcd and a Kubernetes API server. Not part of everything: only
+    /// `cargo xtask test api` wants it.
+    Api,
+    /// Run a whole Kubernetes cluster. Not part of everything: only `cargo xtask cluster` wants it.
+    Cluster,
     /// Fuzz.
     Fuzz,
     /// Check format and lints.
@@ -56,7 +62,8 @@ pub(crate) enum What {
 impl What {
     fn includes(self, part: Self) -> bool {
         self == part
-            || (self == Self::All && !matches!(part, Self::Arm64 | Self::Cross))
+            || (self == Self::All
+                && !matches!(part, Self::Arm64 | Self::Cross | Self::Api | Self::Cluster))
             || matches!(
                 (self, part),
                 (
@@ -64,6 +71,7 @@ impl What {
                     Self::Bpf
                 ) | (Self::Cross, Self::Image)
                     | (Self::Arm64, Self::Vm | Self::Cross)
+                    | (Self::Cluster, Self::Api)
             )
     }
 }
@@ -80,6 +88,8 @@ enum Remedy {
     Apt(&'static str),
     /// A tool built from crates.io into the cache; wants its packages first.
     BpfLinker,
+    /// The Go command, from Debian, into the cache.
+    Go,
     /// A component of the Rust toolchain.
     Component(&'static str),
     /// A target of the Rust toolchain.
@@ -87,10 +97,10 @@ enum Remedy {
 }
 
 impl Remedy {
-    /// What gets it; packages are installed all at once, elsewhere.
+    /// What gets it: packages are installed all at once, Go is unpacked, both elsewhere.
     fn step(&self) -> Result<Option<Step>> {
         Ok(Some(match self {
-            Self::Apt(_) => return Ok(None),
+            Self::Apt(_) | Self::Go => return Ok(None),
             Self::BpfLinker => Step::cargo(["install", "bpf-linker", "--locked", "--version"])
                 .args([BPF_LINKER, "--no-default-features", "--features", "llvm-22"])
                 .arg("--root")
@@ -139,6 +149,62 @@ pub(crate) fn ensure(what: What) -> Result<()> {
     install(&missing)
 }
 
+/// Packages that are needed whatever else is here: for what, which, why.
+const PACKAGES: &[(What, &str, &str)] = &[
+    (
+        What::Lab,
+        "iproute2",
+        "shows and cleans up the lab's interfaces by hand",
+    ),
+    (
+        What::Lab,
+        "nftables",
+        "makes the lab's node track and translate connections",
+    ),
+    (What::Vm, "qemu-system-x86", "boots other kernels"),
+    (What::Vm, "busybox-static", "is all the guest's userland"),
+    (
+        What::Vm,
+        "binutils",
+        "strip makes what the guest loads small",
+    ),
+    (
+        What::Vm,
+        "xz-utils",
+        "newer kernels' modules are packed with it",
+    ),
+    (What::Arm64, "qemu-system-arm", "boots arm64 kernels"),
+    (What::Api, "openssl", "makes a cluster's certificates"),
+    (What::Cluster, "runc", "starts containers"),
+    (
+        What::Cluster,
+        "containernetworking-plugins",
+        "gives pods interfaces and addresses",
+    ),
+    (
+        What::Cluster,
+        "iptables",
+        "kube-proxy and the port mapping plugin use it",
+    ),
+    (What::Cluster, "nftables", "kube-proxy uses it"),
+    (
+        What::Cluster,
+        "conntrack",
+        "kube-proxy clears stale connections with it",
+    ),
+    (
+        What::Cluster,
+        "socat",
+        "makes the API server reachable from this machine",
+    ),
+    (
+        What::Cluster,
+        "iproute2",
+        "joins the nodes by a network of their own",
+    ),
+    (What::Cluster, "busybox-static", "is the shell in test pods"),
+];
+
 fn missing(what: What) -> Result<Vec<Missing>> {
     let mut missing = Vec::new();
     let mut package = |name, why| {
@@ -169,24 +235,10 @@ fn missing(what: What) -> Result<Vec<Missing>> {
             }
         }
     }
-    if what.includes(What::Lab) {
-        package(
-            "iproute2",
-            "shows and cleans up the lab's interfaces by hand",
-        );
-        package(
-            "nftables",
-            "makes the lab's node track and translate connections",
-        );
-    }
-    if what.includes(What::Vm) {
-        package("qemu-system-x86", "boots other kernels");
-        package("busybox-static", "is all the guest's userland");
-        package("binutils", "strip makes what the guest loads small");
-        package("xz-utils", "newer kernels' modules are packed with it");
-    }
-    if what.includes(What::Arm64) {
-        package("qemu-system-arm", "boots arm64 kernels");
+    for (part, name, why) in PACKAGES {
+        if what.includes(*part) {
+            package(name, why);
+        }
     }
     if what.includes(What::Cross) {
         for arch in others() {
@@ -219,6 +271,13 @@ fn missing(what: What) -> Result<Vec<Missing>> {
                 remedy: Remedy::Target(target),
             });
         }
+    }
+    if what.includes(What::Api) && go::find()?.is_none() {
+        missing.push(Missing {
+            what: "Go 1.21 or newer".to_owned(),
+            why: "builds the parts of a cluster from their published sources",
+            remedy: Remedy::Go,
+        });
     }
     if what.includes(What::Lint) {
         for (tool, component) in [("cargo-fmt", "rustfmt"), ("cargo-clippy", "clippy")] {
@@ -260,6 +319,9 @@ fn report(missing: &[Missing]) -> Result<()> {
         eprintln!("  {}", Step::new("apt-get").args(INSTALL).args(packages));
     }
     for item in missing {
+        if let Remedy::Go = item.remedy {
+            eprintln!("  {}", go::HOW);
+        }
         if let Some(step) = item.remedy.step()? {
             eprintln!("  {step}");
         }
@@ -283,6 +345,9 @@ fn install(missing: &[Missing]) -> Result<()> {
         install_packages(&packages)?;
     }
     for item in missing {
+        if let Remedy::Go = item.remedy {
+            go::install()?;
+        }
         let Some(step) = item.remedy.step()? else {
             continue;
         };
@@ -299,7 +364,7 @@ fn install(missing: &[Missing]) -> Result<()> {
 fn packages(missing: &[Missing]) -> Vec<&'static str> {
     let packages = missing.iter().filter_map(|item| match item.remedy {
         Remedy::Apt(name) => Some(name),
-        Remedy::BpfLinker | Remedy::Component(_) | Remedy::Target(_) => None,
+        Remedy::BpfLinker | Remedy::Go | Remedy::Component(_) | Remedy::Target(_) => None,
     });
     packages.collect()
 }

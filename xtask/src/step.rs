@@ -3,6 +3,7 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fmt::{self, Display, Formatter};
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -113,6 +114,29 @@ impl Step {
         let status = command
             .status()
             .with_context(|| format!("starting {}", self.program.display()))?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(self.failed(&self.ended(status)))
+    }
+
+    /// Runs it; `line` sees each line of its stderr.
+    pub(crate) fn watch(self, mut line: impl FnMut(&str)) -> Result<()> {
+        self.announce();
+        let mut child = self
+            .command()
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {}", self.program.display()))?;
+        if let Some(stderr) = child.stderr.take() {
+            for text in BufReader::new(stderr).lines() {
+                line(&text.with_context(|| format!("reading {}", self.program.display()))?);
+            }
+        }
+        let status = child
+            .wait()
+            .with_context(|| format!("waiting for {}", self.program.display()))?;
         if status.success() {
             return Ok(());
         }
@@ -254,6 +278,15 @@ mod tests {
         let error = Step::new("false").dir("/").run().unwrap_err();
         let failed = error.downcast_ref::<Failed>().unwrap();
         assert_eq!(failed.again, "cd / && false");
+    }
+
+    #[test]
+    fn whoever_watches_sees_each_line_and_how_it_ended() {
+        let mut seen = Vec::new();
+        let step = Step::new("sh").args(["-c", "echo one >&2; echo two >&2; exit 3"]);
+        let error = step.watch(|line| seen.push(line.to_owned())).unwrap_err();
+        assert_eq!(seen, ["one", "two"]);
+        assert!(error.to_string().contains('3'), "{error}");
     }
 
     #[test]

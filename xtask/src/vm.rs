@@ -4,7 +4,6 @@
 //! A guest is Debian's kernel, busybox, `kernel_check` and `picket`, nothing else. KVM is not
 //! asked for: a guest is up in seconds without it.
 
-mod apt;
 mod guest;
 mod initramfs;
 mod kernel;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::apt::Archive;
+use crate::apt::Archive;
 use crate::musl::Arch;
 use crate::places;
 use crate::step::Step;

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::apt::Archive;
 use super::initramfs::Initramfs;
 use super::kernel::{self, Kernel};
+use crate::apt::Archive;
 use crate::musl::{Arch, Program};
 use crate::places;
 use crate::step::Step;
