@@ -115,3 +115,45 @@ fn revision() -> Option<String> {
     let said = git.args(["--exclude", "*"]).output().ok()?;
     Some(said.trim().to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manifests_name_the_image_that_is_built() {
+        let line = format!("image: {NAME}\n");
+        for manifest in [
+            include_str!("../../deploy/picket.yaml"),
+            include_str!("../../deploy/kustomize/base/agent.yaml"),
+        ] {
+            assert!(manifest.contains(&line), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_dockerfile_makes_the_same_image() {
+        let dockerfile = include_str!("../../deploy/Dockerfile");
+        let (_, version) = NAME.rsplit_once(':').unwrap();
+        for line in [
+            format!("-t REGISTRY/picket:{version} --push .\n"),
+            "RUN cargo xtask image --arch \"$TARGETARCH\"".to_owned(),
+            format!("cp target/*-unknown-linux-musl/{PROFILE}/picket {PROGRAM}\n"),
+            format!("COPY --from=build {PROGRAM} {PROGRAM}\n"),
+            format!("ENTRYPOINT [\"{PROGRAM}\"]\nCMD [\"agent\"]\n"),
+            "ENV PATH=/usr/bin\n".to_owned(),
+        ] {
+            assert!(dockerfile.contains(&line), "{line}");
+        }
+        for arch in Arch::ALL {
+            let target = arch.target();
+            assert!(target.ends_with("-unknown-linux-musl"), "{target}");
+        }
+    }
+
+    #[test]
+    fn the_archive_is_named_after_what_it_is_for() {
+        let place = place(&[Arch::Amd64, Arch::Arm64]).unwrap();
+        assert!(place.ends_with("image/picket-amd64-arm64.tar"));
+    }
+}
