@@ -56,7 +56,8 @@ pub const fn dropped_index(slot: u32, direction: u8, reason: u8) -> u32 {
             & (crate::verdict::DENY_REASONS - 1))
 }
 
-/// Bucket of PEER_REVISION for an address. Multiply-and-shift over its words (Knuth, TAOCP §6.4).
+/// Bucket of PEER_REVISION for an address. Multiply-and-shift over its words (Knuth, TAOCP §6.4): the
+/// highest bits of the product, the only ones that every bit of the last word reaches.
 #[inline(always)]
 pub const fn peer_bucket(address: Address) -> u16 {
     let [a, b, c, d] = address.words();
@@ -64,7 +65,7 @@ pub const fn peer_bucket(address: Address) -> u16 {
     h = (h ^ b).wrapping_mul(0x85eb_ca6b);
     h = (h ^ (h >> 15) ^ c).wrapping_mul(0xc2b2_ae35);
     h = (h ^ (h >> 13) ^ d).wrapping_mul(0x27d4_eb2f);
-    ((h ^ (h >> 16)) & (PEER_BUCKETS - 1)) as u16
+    ((h >> (u32::BITS - PEER_BUCKETS.ilog2())) & (PEER_BUCKETS - 1)) as u16
 }
 
 /// [`super::FlowKey::local`] of an address that is not the pod's own: a group, or one that it may use
@@ -84,4 +85,38 @@ pub const fn other_local(address: Address) -> u8 {
 #[expect(clippy::cast_possible_truncation, reason = "there are fewer of them")]
 pub const fn flow_slot(slot: u32) -> u16 {
     slot as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many buckets there are among the addresses that a changing octet makes.
+    fn buckets(address: impl Fn(u8) -> Address) -> usize {
+        let mut taken = [false; PEER_BUCKETS as usize];
+        for value in 0..=u8::MAX {
+            taken[usize::from(peer_bucket(address(value)))] = true;
+        }
+        taken.iter().filter(|taken| **taken).count()
+    }
+
+    #[test]
+    fn neighbouring_addresses_have_buckets_of_their_own_whichever_octet_tells_them_apart() {
+        for octet in 0..16 {
+            let found = buckets(|value| {
+                let mut octets = [0xfd; 16];
+                octets[octet] = value;
+                Address::from_v6(octets)
+            });
+            assert!(found > 240, "octet {octet} of 16: {found}");
+        }
+        for octet in 0..4 {
+            let found = buckets(|value| {
+                let mut octets = [10; 4];
+                octets[octet] = value;
+                Address::from_v4(octets)
+            });
+            assert!(found > 240, "octet {octet} of 4: {found}");
+        }
+    }
 }
