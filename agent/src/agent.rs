@@ -95,7 +95,8 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> anyhow
     let Objects::Directory(directory) = &config.objects;
     let objects = source::directory::watch(directory)
         .with_context(|| format!("watching {}", directory.display()))?;
-    let sightings = endpoints::watch(&config.netns).context("watching network interfaces")?;
+    let sightings = endpoints::watch(&config.netns, &config.cni_results)
+        .context("watching network interfaces")?;
     let (questions, asked) = mpsc::channel(QUESTIONS);
     let (records, _) = broadcast::channel(RECORDS);
     let handle = Handle::new(questions, records.clone());

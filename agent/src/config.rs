@@ -8,6 +8,7 @@ use std::time::Duration;
 use agent_common::maps::{MAPS, MapKind};
 
 use crate::dataplane::Method;
+use crate::endpoints::DEFAULT_CNI_RESULTS;
 
 /// Where the API's Unix socket is when nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/run/picket/agent.sock";
@@ -215,6 +216,8 @@ pub struct Options {
     pub pins: PathBuf,
     /// `--netns`.
     pub netns: PathBuf,
+    /// `--cni-results`.
+    pub cni_results: PathBuf,
     /// `--posture`.
     pub posture: Posture,
     /// `--mid-stream-grace`.
@@ -241,6 +244,7 @@ impl Options {
             socket: PathBuf::from(DEFAULT_SOCKET),
             pins: PathBuf::from(DEFAULT_PINS),
             netns: PathBuf::from(DEFAULT_NETNS),
+            cni_results: PathBuf::from(DEFAULT_CNI_RESULTS),
             posture: Posture::default(),
             mid_stream_grace: MidStreamGrace::default(),
             on_cut: OnCut::default(),
@@ -269,6 +273,8 @@ pub struct Config {
     pub pins: PathBuf,
     /// Directory of network namespaces.
     pub netns: PathBuf,
+    /// Directory of CNI's results.
+    pub cni_results: PathBuf,
     /// What happens to the unknown.
     pub posture: Posture,
     /// How long connections may be taken up in their middle.
@@ -377,6 +383,7 @@ impl Config {
             ("--socket", &options.socket),
             ("--pins", &options.pins),
             ("--netns", &options.netns),
+            ("--cni-results", &options.cni_results),
         ] {
             absolute(option, path)?;
         }
@@ -392,6 +399,7 @@ impl Config {
             socket: options.socket,
             pins: options.pins,
             netns: options.netns,
+            cni_results: options.cni_results,
             posture: options.posture,
             mid_stream_grace: options.mid_stream_grace,
             on_cut: options.on_cut,

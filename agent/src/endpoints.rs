@@ -2,13 +2,15 @@
 //! host-side interface behind each. Which pod that is, is decided by `reconcile`.
 //!
 //! Nothing is asked of a container runtime: every namespace under `/run/netns` is entered and read
-//! by netlink. Links and addresses that come or go, here or in any namespace, make it be read
+//! by netlink, and what the runtime wrote about it is read from CNI's result [`cni`] cache. Links and
+//! addresses that come or go, here or in any namespace, and files that are written make it be read
 //! again at once; a slow look finds what no message told.
 
+mod cni;
 mod netlink;
 mod netns;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -22,8 +24,11 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::inotify::is_of_reading;
+use cni::{Place, Results};
 use netlink::{Link, Messages};
 use netns::{Listed, Netns};
+
+pub use cni::{DEFAULT_CNI_RESULTS, Sandbox};
 
 /// Sightings under way to the reconciler; a full channel stops the looking, nothing else.
 const SIGHTINGS: usize = 4;
@@ -59,6 +64,8 @@ pub struct Interface {
     pub addresses: Vec<IpAddr>,
     /// The network namespace's file; empty while none is seen that it leads to.
     pub netns: PathBuf,
+    /// What it was made for, if the container runtime has written that down.
+    pub sandbox: Option<Sandbox>,
 }
 
 /// Addresses inside a namespace that Picket cannot enforce: no veth into the node leads there.
@@ -95,7 +102,7 @@ pub struct Sighting {
 ///
 /// # Errors
 /// The kernel gives no rtnetlink socket, or the thread cannot be started.
-pub fn watch(netns_dir: &Path) -> io::Result<ReceiverStream<Sighting>> {
+pub fn watch(netns_dir: &Path, cni_results: &Path) -> io::Result<ReceiverStream<Sighting>> {
     let (sightings, stream) = mpsc::channel(SIGHTINGS);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -105,6 +112,7 @@ pub fn watch(netns_dir: &Path) -> io::Result<ReceiverStream<Sighting>> {
         let _context = runtime.enter();
         Messages::open()?
     };
+    let files = Arc::default();
     let watch = Watch {
         home: Netns::own()?,
         directory: netns_dir.to_owned(),
@@ -113,7 +121,10 @@ pub fn watch(netns_dir: &Path) -> io::Result<ReceiverStream<Sighting>> {
         unreachable: None,
         failing: None,
         messages,
-        files: FileSigns::default(),
+        results: Results::of(cni_results, netns_dir),
+        namespace_files: FileSigns::new(Arc::clone(&files)),
+        result_files: FileSigns::new(Arc::clone(&files)),
+        files,
         unmounted_looks: 0,
     };
     // A thread of its own, because entering a namespace is a deed of the thread.
@@ -134,7 +145,11 @@ struct Watch {
     /// As last told; `None` before the first sighting.
     unreachable: Option<Vec<Unreachable>>,
     messages: Messages,
-    files: FileSigns,
+    results: Results,
+    namespace_files: FileSigns,
+    result_files: FileSigns,
+    /// Something happened to files of either.
+    files: Arc<Notify>,
     /// How often the same unmounted files will be looked at again soon.
     unmounted_looks: u32,
 }
@@ -144,7 +159,8 @@ impl Watch {
         let mut noticed = Instant::now();
         loop {
             let began = Instant::now();
-            self.files.attach(&self.directory);
+            self.namespace_files.attach(&self.directory);
+            self.result_files.attach(self.results.directory());
             match self.look(noticed).await {
                 Ok(Some(sighting)) => {
                     self.failing = None;
@@ -195,7 +211,7 @@ impl Watch {
     async fn sign(&mut self) {
         tokio::select! {
             () = self.messages.next() => {}
-            () = self.files.changed.notified() => {}
+            () = self.files.notified() => {}
         }
     }
 
@@ -222,7 +238,13 @@ impl Watch {
             is_here && !vanished.contains(ifindex)
         });
         let before = interfaces.clone();
-        interfaces.append(&mut seen.interfaces);
+        for (ifindex, mut interface) in std::mem::take(&mut seen.interfaces) {
+            // The runtime forgets a pod before its interface goes.
+            if let Some(known) = interfaces.remove(&ifindex) {
+                interface.sandbox = interface.sandbox.or(known.sandbox);
+            }
+            interfaces.insert(ifindex, interface);
+        }
         seen.unreachable
             .sort_by(|a, b| (&a.netns, &a.interface).cmp(&(&b.netns, &b.interface)));
 
@@ -252,7 +274,10 @@ impl Watch {
 
     /// Enters every namespace in turn. The thread ends up in the last one.
     async fn look_inside(&mut self, listed: Listed, host: &BTreeMap<u32, Link>) -> Seen {
-        let mut seen = Seen::default();
+        let mut seen = Seen {
+            sandboxes: self.results.read(),
+            ..Seen::default()
+        };
         self.unmounted_looks = if listed.has_unmounted {
             self.unmounted_looks.saturating_sub(1)
         } else {
@@ -278,6 +303,7 @@ impl Watch {
 /// What one look found.
 #[derive(Default)]
 struct Seen {
+    sandboxes: HashMap<Place, Sandbox>,
     interfaces: BTreeMap<IfIndex, Interface>,
     unreachable: Vec<Unreachable>,
 }
@@ -306,6 +332,10 @@ impl Seen {
         match peer.and_then(|index| Some((index, host.get(&index)?))) {
             Some((index, outside)) => {
                 let ifindex = IfIndex(index);
+                let sandbox = netns
+                    .path()
+                    .file_name()
+                    .and_then(|name| self.sandboxes.remove(&(name.to_owned(), link.link.name)));
                 self.interfaces.insert(
                     ifindex,
                     Interface {
@@ -313,6 +343,7 @@ impl Seen {
                         name: outside.name.clone(),
                         addresses: link.addresses,
                         netns: netns.path().to_owned(),
+                        sandbox,
                     },
                 );
             }
@@ -324,28 +355,39 @@ impl Seen {
     }
 }
 
-/// Signs from the directory of namespaces.
-#[derive(Default)]
+/// Signs from a directory that may not be there yet.
 struct FileSigns {
     watcher: Option<notify::RecommendedWatcher>,
-    inode: Option<u64>,
+    /// Device and inode of what is watched.
+    watched: Option<(u64, u64)>,
     changed: Arc<Notify>,
 }
 
 impl FileSigns {
-    /// Watches the directory once it is there; without it, or without a watch, links tell.
+    fn new(changed: Arc<Notify>) -> Self {
+        Self {
+            watcher: None,
+            watched: None,
+            changed,
+        }
+    }
+
+    /// Watches the directory; until it is there, what it will be in. Without a watch, links tell.
     fn attach(&mut self, directory: &Path) {
         use std::os::unix::fs::MetadataExt as _;
 
-        let inode = directory.metadata().ok().map(|metadata| metadata.ino());
-        if self.watcher.is_some() && self.inode == inode {
+        let nearest = directory
+            .ancestors()
+            .find_map(|each| Some((each, each.metadata().ok()?)));
+        let Some((nearest, metadata)) = nearest else {
+            return;
+        };
+        let inode = Some((metadata.dev(), metadata.ino()));
+        if self.watcher.is_some() && self.watched == inode {
             return;
         }
-        self.inode = inode;
+        self.watched = inode;
         self.watcher = None;
-        if inode.is_none() {
-            return;
-        }
         let changed = Arc::clone(&self.changed);
         let watcher = notify::recommended_watcher(move |event| {
             if !is_of_reading(&event) {
@@ -353,13 +395,13 @@ impl FileSigns {
             }
         });
         let watching = watcher.and_then(|mut watcher| {
-            watcher.watch(directory, RecursiveMode::NonRecursive)?;
+            watcher.watch(nearest, RecursiveMode::NonRecursive)?;
             Ok(watcher)
         });
         match watching {
             Ok(watcher) => self.watcher = Some(watcher),
             Err(error) => {
-                tracing::debug!(directory = %directory.display(), %error, "cannot be watched");
+                tracing::debug!(directory = %nearest.display(), %error, "cannot be watched");
             }
         }
     }

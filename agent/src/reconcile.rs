@@ -13,6 +13,7 @@
 //!   goes and no namespace that cannot be seen takes anything out of force. Only after a restart
 //!   without its object is nothing known to publish, and the posture decides.
 
+mod assigned;
 mod attaching;
 mod findings;
 mod folds;

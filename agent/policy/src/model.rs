@@ -155,6 +155,11 @@ impl Pod {
             annotations: Labels::new(),
         }
     }
+
+    /// True for one whose object states no UID: a manifest that no API server has seen.
+    pub fn goes_by_its_name(&self) -> bool {
+        *self.uid.0 == *self.name.to_string()
+    }
 }
 
 /// A namespace.

@@ -8,6 +8,7 @@ use crate::config::{
     MidStreamGrace, OnCut, Options, Posture,
 };
 use crate::dataplane::Method;
+use crate::endpoints::DEFAULT_CNI_RESULTS;
 
 /// Enforce policy on this node
 #[derive(Debug, clap::Args)]
@@ -38,6 +39,10 @@ pub(super) struct Args {
     /// Directory of the pods' network namespaces
     #[arg(long, value_name = "DIR", env = "PICKET_NETNS", default_value = DEFAULT_NETNS)]
     netns: PathBuf,
+    /// Directory of the container runtime's CNI results, which say whose an interface is before the
+    /// pod's first packet; where there is none, addresses in pods' status say it
+    #[arg(long, value_name = "DIR", env = "PICKET_CNI_RESULTS", default_value = DEFAULT_CNI_RESULTS)]
+    cni_results: PathBuf,
     /// What happens to what is not known yet or cannot be represented: closed or open
     #[arg(
         long,
@@ -99,6 +104,7 @@ impl Args {
             socket: self.socket,
             pins: self.pins,
             netns: self.netns,
+            cni_results: self.cni_results,
             posture: self.posture,
             mid_stream_grace: self.mid_stream_grace,
             on_cut: self.on_cut,

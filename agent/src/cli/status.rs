@@ -256,8 +256,12 @@ fn unclaimed_line(unclaimed: &Unclaimed) -> String {
     };
     let mut place = unclaimed.addresses.clone();
     place.extend(unclaimed.netns.clone());
+    let lacking = match &unclaimed.pod {
+        Some(pod) => format!("made for {pod}, which has no object here with its UID"),
+        None => "no object states its pod".to_owned(),
+    };
     format!(
-        "interface {} ({}): no object states its pod; {fate}",
+        "interface {} ({}): {lacking}; {fate}",
         unclaimed.interface,
         place.join(", ")
     )

@@ -148,6 +148,9 @@ pub struct Unclaimed {
     /// Addresses at its other end.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub addresses: Vec<String>,
+    /// `namespace/name` of the pod that the container runtime made it for, whose object is not here.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pod: Option<String>,
     /// It came after the agent did, so the posture decides about its packets; otherwise it is left
     /// as it was.
     pub enclosed: bool,

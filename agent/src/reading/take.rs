@@ -389,6 +389,10 @@ fn unclaimed(unclaimed: &Unclaimed, posture: Posture) -> dto::Unclaimed {
             .iter()
             .map(ToString::to_string)
             .collect(),
+        pod: interface
+            .sandbox
+            .as_ref()
+            .map(|sandbox| sandbox.pod.to_string()),
         enclosed: unclaimed.is_enclosed,
         open: !unclaimed.is_enclosed || posture == Posture::Open,
     }

@@ -74,13 +74,17 @@ impl Reconciler {
 
     /// Nothing is published for it, so the posture decides until its pod is known.
     pub(super) fn enclose(&mut self, interface: &Interface) {
+        self.engine.detach(interface.ifindex.0);
+        self.endpoints.remove(&interface.ifindex);
         info!(
             interface = %interface.name,
             netns = %interface.netns.display(),
             posture = self.config.posture.as_label(),
-            "an interface came whose pod is not known yet: the posture decides until it is"
+            "an interface's pod is not known yet: the posture decides until it is"
         );
-        self.attach(interface.ifindex, &interface.name);
+        if !self.attached.contains_key(&interface.ifindex) {
+            self.attach(interface.ifindex, &interface.name);
+        }
     }
 
     /// What is in force stays: the object is not what sends and receives.

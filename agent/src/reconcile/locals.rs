@@ -1,5 +1,6 @@
-//! Which pod is behind which interface: interfaces that were seen, joined with the pods that own
-//! their addresses. Pure: says what has to be done, does nothing.
+//! Which pod is behind which interface: interfaces that were seen, joined with the pods that the
+//! container runtime says they were made for; where it says nothing, with those that own their
+//! addresses. Pure: says what has to be done, does nothing.
 //!
 //! An interface keeps its pod until it goes or another pod takes it over: neither an address that
 //! the pod puts on it, nor a namespace that cannot be seen, nor an object that goes changes
@@ -8,6 +9,7 @@
 //! known: installing closes nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -15,7 +17,7 @@ use agent_policy::cluster::{Cluster, Touched};
 use agent_policy::model::{ObjectName, Phase, Pod, PodUid};
 
 use super::{Unclaimed, Unenforced};
-use crate::endpoints::{IfIndex, Interface, Sighting, Unreachable};
+use crate::endpoints::{IfIndex, Interface, Sandbox, Sighting, Unreachable};
 
 /// What has to be done about an interface.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -31,7 +33,8 @@ pub(super) enum Decision {
         /// It came after the first complete list: closed until its rows are in.
         is_new: bool,
     },
-    /// It came and nobody knows whose it is: programs without rows, so the posture decides.
+    /// Nobody knows whose it is, or it proved not to be whose it seemed: programs without rows, so
+    /// the posture decides.
     Enclose(Interface),
     /// It is a pod's whose object went: what is in force for it stays.
     Orphan(IfIndex),
@@ -52,6 +55,7 @@ pub(super) struct Locals {
     node: Option<String>,
     interfaces: BTreeMap<IfIndex, Interface>,
     by_address: HashMap<IpAddr, BTreeSet<IfIndex>>,
+    by_sandbox: HashMap<PodUid, BTreeSet<IfIndex>>,
     owners: BTreeMap<IfIndex, Owner>,
     /// Interfaces by the pod they belong to, orphans left out.
     by_owner: HashMap<PodUid, IfIndex>,
@@ -136,9 +140,7 @@ impl Locals {
                 self.newcomers.insert(ifindex);
             }
             self.unlist(before.as_ref());
-            for address in &interface.addresses {
-                self.by_address.entry(*address).or_default().insert(ifindex);
-            }
+            self.list(&interface);
             self.interfaces.insert(ifindex, interface);
             self.dirty.insert(ifindex);
         }
@@ -157,7 +159,11 @@ impl Locals {
                 .extend(self.by_address.get(address).into_iter().flatten());
         }
         let owned = touched.pods.iter().filter_map(|uid| self.by_owner.get(uid));
-        self.dirty.extend(owned);
+        let made_for = touched
+            .pods
+            .iter()
+            .filter_map(|uid| self.by_sandbox.get(uid));
+        self.dirty.extend(owned.chain(made_for.flatten()));
         // An orphan's object may come back.
         let orphans = self.owners.iter();
         let orphans = orphans
@@ -174,50 +180,121 @@ impl Locals {
         // Twice: an interface may become its pod's only after another let go of the pod.
         for _ in 0..2 {
             for ifindex in std::mem::take(&mut self.dirty) {
-                decisions.extend(self.decide_one(ifindex, cluster));
+                if let Some(interface) = self.interfaces.get(&ifindex).cloned() {
+                    self.decide_one(interface, cluster, &mut decisions);
+                }
             }
         }
         decisions
     }
 
-    fn decide_one(&mut self, ifindex: IfIndex, cluster: &Cluster) -> Option<Decision> {
-        let interface = self.interfaces.get(&ifindex)?.clone();
+    fn decide_one(
+        &mut self,
+        interface: Interface,
+        cluster: &Cluster,
+        decisions: &mut Vec<Decision>,
+    ) {
+        let ifindex = interface.ifindex;
         let current = self.owners.get(&ifindex).cloned();
         let Some(pod) = self.owner_of(&interface, current.as_ref(), cluster) else {
-            let Some(current) = current else {
-                let is_due = self.newcomers.contains(&ifindex) && self.enclosed.insert(ifindex);
-                return is_due.then_some(Decision::Enclose(interface));
-            };
-            self.release(&current.uid, ifindex);
-            let orphaned = Owner {
-                uid: current.uid,
-                is_orphaned: true,
-            };
-            self.owners.insert(ifindex, orphaned);
-            return (!current.is_orphaned).then_some(Decision::Orphan(ifindex));
+            decisions.extend(self.disown(interface, current));
+            return;
         };
         if let Some(current) = &current
             && current.uid != pod.uid
         {
             self.release(&current.uid, ifindex);
         }
-        self.by_owner.insert(pod.uid.clone(), ifindex);
+        let before = self.by_owner.insert(pod.uid.clone(), ifindex);
+        if let Some(other) = before.filter(|other| *other != ifindex) {
+            // It had the pod by an address alone.
+            self.owners.remove(&other);
+            self.enclosed.insert(other);
+            let other = self.interfaces.get(&other).cloned();
+            decisions.extend(other.map(Decision::Enclose));
+        }
         let owner = Owner {
             uid: pod.uid.clone(),
             is_orphaned: false,
         };
         self.owners.insert(ifindex, owner);
         self.enclosed.remove(&ifindex);
-        Some(Decision::Enforce {
+        decisions.push(Decision::Enforce {
             interface,
             uid: pod.uid.clone(),
             pod: pod.name.clone(),
             is_new: self.newcomers.remove(&ifindex),
-        })
+        });
+    }
+
+    /// An interface whose pod is not known (any more).
+    fn disown(&mut self, interface: Interface, current: Option<Owner>) -> Option<Decision> {
+        let ifindex = interface.ifindex;
+        let Some(current) = current else {
+            let is_due = self.newcomers.contains(&ifindex) && self.enclosed.insert(ifindex);
+            return is_due.then_some(Decision::Enclose(interface));
+        };
+        self.release(&current.uid, ifindex);
+        let is_anothers = |sandbox: &Sandbox| {
+            let by_name = *current.uid.0 == *sandbox.pod.to_string();
+            sandbox.uid != current.uid && !by_name && !sandbox.is_static()
+        };
+        if interface.sandbox.as_ref().is_some_and(is_anothers) {
+            // It had an address of the pod that it seemed to be.
+            self.owners.remove(&ifindex);
+            self.enclosed.insert(ifindex);
+            return Some(Decision::Enclose(interface));
+        }
+        let orphaned = Owner {
+            uid: current.uid,
+            is_orphaned: true,
+        };
+        self.owners.insert(ifindex, orphaned);
+        (!current.is_orphaned).then_some(Decision::Orphan(ifindex))
     }
 
     /// The pod an interface belongs to.
     fn owner_of<'a>(
+        &self,
+        interface: &Interface,
+        current: Option<&Owner>,
+        cluster: &'a Cluster,
+    ) -> Option<&'a Pod> {
+        match &interface.sandbox {
+            Some(sandbox) => self.owner_by_sandbox(interface.ifindex, sandbox, cluster),
+            None => self.owner_by_address(interface, current, cluster),
+        }
+    }
+
+    /// The pod that the runtime made the interface for, once its object is known; completed or not.
+    fn owner_by_sandbox<'a>(
+        &self,
+        ifindex: IfIndex,
+        sandbox: &Sandbox,
+        cluster: &'a Cluster,
+    ) -> Option<&'a Pod> {
+        let by_name = || {
+            let owners = sandbox.addresses.iter();
+            let owners = owners.filter_map(|address| cluster.owner_of(*address));
+            let mut named = owners.filter(|pod| pod.name == sandbox.pod);
+            // The API knows a static pod by its mirror, which has a UID of its own.
+            named.find(|pod| sandbox.is_static() || pod.goes_by_its_name())
+        };
+        let pod = cluster.pod(&sandbox.uid).or_else(by_name)?;
+        // A sandbox that is made anew waits for its predecessor to go; an interface that only has
+        // an address of the pod's does not keep it.
+        let at = self.by_owner.get(&pod.uid);
+        let is_free = at.is_none_or(|at| *at == ifindex || !self.has_sandbox(*at));
+        (self.is_local(pod) && is_free).then_some(pod)
+    }
+
+    fn has_sandbox(&self, ifindex: IfIndex) -> bool {
+        let interface = self.interfaces.get(&ifindex);
+        interface.is_some_and(|interface| interface.sandbox.is_some())
+    }
+
+    /// The pod whose object states an address of the interface.
+    fn owner_by_address<'a>(
         &self,
         interface: &Interface,
         current: Option<&Owner>,
@@ -241,6 +318,8 @@ impl Locals {
         owners
             .map(AsRef::as_ref)
             .filter(|pod| self.is_local(pod))
+            // One that an interface was made for has that one.
+            .filter(|pod| !self.by_sandbox.contains_key(&pod.uid))
             .find(|pod| {
                 // A pod has one interface here; the first one that shows its address.
                 let at = self.by_owner.get(&pod.uid);
@@ -279,6 +358,7 @@ impl Locals {
                 name: name.to_owned(),
                 addresses: Vec::new(),
                 netns: PathBuf::new(),
+                sandbox: None,
             }
         });
     }
@@ -297,15 +377,24 @@ impl Locals {
         }
     }
 
+    fn list(&mut self, interface: &Interface) {
+        let ifindex = interface.ifindex;
+        for address in &interface.addresses {
+            self.by_address.entry(*address).or_default().insert(ifindex);
+        }
+        if let Some(sandbox) = &interface.sandbox {
+            let made_for = self.by_sandbox.entry(sandbox.uid.clone()).or_default();
+            made_for.insert(ifindex);
+        }
+    }
+
     fn unlist(&mut self, interface: Option<&Interface>) {
         let Some(interface) = interface else { return };
         for address in &interface.addresses {
-            if let Some(all) = self.by_address.get_mut(address) {
-                all.remove(&interface.ifindex);
-                if all.is_empty() {
-                    self.by_address.remove(address);
-                }
-            }
+            remove(&mut self.by_address, address, interface.ifindex);
+        }
+        if let Some(sandbox) = &interface.sandbox {
+            remove(&mut self.by_sandbox, &sandbox.uid, interface.ifindex);
         }
     }
 
@@ -348,6 +437,16 @@ impl Locals {
             })
         };
         self.unreachable.iter().filter_map(of).collect()
+    }
+}
+
+/// Takes an interface out of an index.
+fn remove<K: Eq + Hash>(index: &mut HashMap<K, BTreeSet<IfIndex>>, key: &K, ifindex: IfIndex) {
+    if let Some(all) = index.get_mut(key) {
+        all.remove(&ifindex);
+        if all.is_empty() {
+            index.remove(key);
+        }
     }
 }
 

@@ -75,6 +75,7 @@ mod tests {
             name: format!("veth{ifindex}"),
             addresses: Vec::new(),
             netns: std::path::PathBuf::new(),
+            sandbox: None,
         };
         let endpoint = Endpoint {
             interface,

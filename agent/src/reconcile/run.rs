@@ -5,10 +5,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use agent_policy::cluster::Touched;
 use agent_policy::engine::Engine;
-use agent_policy::model::{ObjectName, PodUid};
+use agent_policy::model::{Change, ObjectName, PodUid};
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
+use super::assigned::Assigned;
 use super::attaching::left_at;
 use super::locals::{Decision, Locals};
 use super::newcomers::Newcomers;
@@ -87,6 +88,7 @@ pub(crate) struct Reconciler {
     pub(super) engine: Engine,
     pub(super) dataplane: Dataplane,
     pub(super) locals: Locals,
+    assigned: Assigned,
     newcomers: Newcomers,
     pub(super) endpoints: BTreeMap<IfIndex, Endpoint>,
     pub(super) unenforced: Vec<Unenforced>,
@@ -151,6 +153,7 @@ impl Reconciler {
             engine,
             dataplane,
             locals,
+            assigned: Assigned::default(),
             newcomers: Newcomers::default(),
             endpoints: BTreeMap::new(),
             unenforced: Vec::new(),
@@ -199,7 +202,10 @@ impl Reconciler {
                 self.notice(sighting.noticed);
                 self.newcomers.sight(&sighting);
                 self.sight_elsewhere(&sighting);
+                let interfaces = &sighting.interfaces;
+                let changes = self.assigned.sight(interfaces, self.engine.cluster());
                 self.locals.sight(sighting);
+                self.apply(changes);
                 if let Stage::Loading { interfaces, .. } = &mut self.stage {
                     *interfaces = true;
                 }
@@ -214,16 +220,22 @@ impl Reconciler {
 
     fn take_objects(&mut self, batch: Batch) {
         self.notice(batch.noticed);
-        let mut touched = Touched::default();
-        for change in batch.changes {
-            touched.merge(self.engine.apply(change));
-        }
-        self.locals.touch(&touched, self.engine.cluster());
+        let changes = batch.changes.into_iter();
+        let changes: Vec<Change> = changes.map(|change| self.assigned.over(change)).collect();
+        self.apply(changes);
         findings::tell(&self.findings, &batch.findings);
         self.findings = batch.findings;
         if let Stage::Loading { objects, .. } = &mut self.stage {
             *objects |= batch.is_complete;
         }
+    }
+
+    fn apply(&mut self, changes: Vec<Change>) {
+        let mut touched = Touched::default();
+        for change in changes {
+            touched.merge(self.engine.apply(change));
+        }
+        self.locals.touch(&touched, self.engine.cluster());
     }
 
     /// Something changed, so what failed may well succeed now.

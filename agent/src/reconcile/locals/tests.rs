@@ -19,6 +19,8 @@ fn pod(name: &str, address: &str, node: &str) -> Pod {
 struct Join {
     cluster: Cluster,
     locals: Locals,
+    /// What the runtime says of interfaces.
+    sandboxes: BTreeMap<u32, Sandbox>,
 }
 
 impl Join {
@@ -26,7 +28,18 @@ impl Join {
         Self {
             cluster: Cluster::new(),
             locals: Locals::new(node.map(str::to_owned)),
+            sandboxes: BTreeMap::new(),
         }
+    }
+
+    /// From the next look on, the runtime says that an interface was made for the pod `name`.
+    fn made_for(&mut self, index: u32, name: &str, uid: &str, address: &str) {
+        let sandbox = Sandbox {
+            uid: PodUid(uid.into()),
+            pod: ObjectName::new("shop", name),
+            addresses: vec![address.parse().unwrap()],
+        };
+        self.sandboxes.insert(index, sandbox);
     }
 
     fn change(&mut self, change: Change) -> Vec<String> {
@@ -68,6 +81,7 @@ impl Join {
             name: format!("veth{index}"),
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
             netns: "/run/netns/x".into(),
+            sandbox: self.sandboxes.get(index).cloned(),
         };
         let interfaces: Vec<Interface> = interfaces.iter().map(interface).collect();
         let links = interfaces.iter();
@@ -327,4 +341,115 @@ fn what_another_layout_judges_is_no_newcomer_whenever_a_namespace_shows_it() {
     assert!(join.see_only_links(&[7]).is_empty());
     assert!(join.see_only_links(&[]).is_empty());
     assert_eq!(join.see(&[(7, &["10.0.0.1"])]), ["7 enclosed"]);
+}
+
+#[test]
+fn what_the_runtime_says_counts_and_addresses_do_not() {
+    let mut join = Join::new(None);
+    join.add(pod("u-a", "10.0.0.1", ""));
+    join.add(pod("u-b", "10.0.0.2", ""));
+    join.see(&[]);
+    join.made_for(7, "b", "u-b", "10.0.0.2");
+    assert_eq!(join.see(&[(7, &["10.0.0.1"])]), ["7 is u-b new"]);
+    // Before its object states an address, and before the interface has one.
+    let mut unaddressed = pod("u-c", "10.0.0.3", "");
+    unaddressed.addresses.clear();
+    join.add(unaddressed);
+    join.made_for(8, "c", "u-c", "10.0.0.3");
+    let seven: (u32, &[&str]) = (7, &["10.0.0.1"]);
+    assert_eq!(join.see(&[seven, (8, &[])]), ["8 is u-c new"]);
+}
+
+#[test]
+fn an_interface_waits_for_the_object_of_the_pod_that_it_was_made_for_and_for_no_other() {
+    let mut join = Join::new(None);
+    // The address was another's before, and that one's object still states it.
+    join.add(pod("u-old", "10.0.0.1", ""));
+    join.see(&[]);
+    join.made_for(7, "a", "u-a", "10.0.0.1");
+    assert_eq!(join.see(&[(7, &["10.0.0.1"])]), ["7 enclosed"]);
+    let mut unaddressed = pod("u-a", "10.0.0.1", "");
+    unaddressed.addresses.clear();
+    assert_eq!(join.add(unaddressed), ["7 is u-a new"]);
+    assert_eq!(join.remove("u-a"), ["7 orphaned"], "not the old one's");
+}
+
+#[test]
+fn an_interface_that_seemed_to_be_anothers_is_enclosed_until_its_own_pod_is_known() {
+    let mut join = Join::new(None);
+    join.add(pod("u-old", "10.0.0.1", ""));
+    join.see(&[]);
+    assert_eq!(join.see(&[(7, &["10.0.0.1"])]), ["7 is u-old new"]);
+    join.made_for(7, "a", "u-a", "10.0.0.1");
+    assert_eq!(join.see(&[(7, &["10.0.0.1"])]), ["7 enclosed"]);
+    assert_eq!(join.add(pod("u-a", "10.0.0.1", "")), ["7 is u-a"]);
+}
+
+#[test]
+fn an_interface_with_a_pods_address_gives_way_to_the_one_made_for_the_pod() {
+    let mut join = Join::new(None);
+    join.add(pod("u-a", "10.0.0.1", ""));
+    join.see(&[]);
+    assert_eq!(join.see(&[(6, &["10.0.0.1"])]), ["6 is u-a new"]);
+    join.made_for(7, "a", "u-a", "10.0.0.1");
+    let both: &[(u32, &[&str])] = &[(6, &["10.0.0.1"]), (7, &["10.0.0.1"])];
+    assert_eq!(join.see(both), ["6 enclosed", "7 is u-a new"]);
+    assert!(join.see(both).is_empty());
+    // Two that were made for it: the first one keeps it until it goes.
+    join.made_for(8, "a", "u-a", "10.0.0.9");
+    let all: &[(u32, &[&str])] = &[both[0], both[1], (8, &["10.0.0.9"])];
+    assert_eq!(join.see(all), ["8 enclosed"]);
+    let rest: &[(u32, &[&str])] = &[both[0], (8, &["10.0.0.9"])];
+    assert_eq!(join.see(rest), ["7 removed", "8 is u-a new"]);
+}
+
+#[test]
+fn a_pod_made_anew_under_its_name_is_another_and_a_completed_one_keeps_its_interface() {
+    let mut join = Join::new(None);
+    join.see(&[]);
+    let named = |uid: &str, address: &str| Pod {
+        name: ObjectName::new("shop", "web-0"),
+        ..pod(uid, address, "")
+    };
+    join.add(named("u-1", "10.0.0.1"));
+    join.made_for(7, "web-0", "u-1", "10.0.0.1");
+    assert_eq!(join.see(&[(7, &["10.0.0.1"])]), ["7 is u-1 new"]);
+    let mut ended = named("u-1", "10.0.0.1");
+    ended.phase = Phase::Completed;
+    assert_eq!(join.add(ended), ["7 is u-1"]);
+    assert_eq!(join.remove("u-1"), ["7 orphaned"]);
+    assert!(join.add(named("u-2", "10.0.0.1")).is_empty(), "not its own");
+    join.made_for(8, "web-0", "u-2", "10.0.0.1");
+    let both: &[(u32, &[&str])] = &[(7, &["10.0.0.1"]), (8, &["10.0.0.1"])];
+    assert_eq!(join.see(both), ["8 is u-2 new"]);
+}
+
+#[test]
+fn a_pod_whose_object_cannot_state_the_uid_is_found_by_name_and_address() {
+    let mut join = Join::new(None);
+    join.see(&[]);
+    let digest = "0123456789abcdef0123456789abcdef";
+    join.made_for(7, "proxy-n1", digest, "10.0.0.1");
+    join.add(pod("u-other", "10.0.0.1", ""));
+    assert_eq!(join.see(&[(7, &["10.0.0.1"])]), ["7 enclosed"]);
+    join.remove("u-other");
+    let mirror = Pod {
+        name: ObjectName::new("shop", "proxy-n1"),
+        ..pod("u-mirror", "10.0.0.1", "")
+    };
+    assert_eq!(join.add(mirror), ["7 is u-mirror new"]);
+    assert_eq!(join.remove("u-mirror"), ["7 orphaned"]);
+    // So is one of a manifest that states no UID; one that states another is another.
+    let mut join = Join::new(None);
+    join.see(&[]);
+    join.made_for(7, "web-0", "u-1", "10.0.0.1");
+    let named = |uid: &str| Pod {
+        name: ObjectName::new("shop", "web-0"),
+        ..pod(uid, "10.0.0.1", "")
+    };
+    join.add(named("u-2"));
+    assert_eq!(join.see(&[(7, &["10.0.0.1"])]), ["7 enclosed"]);
+    join.remove("u-2");
+    assert_eq!(join.add(named("shop/web-0")), ["7 is shop/web-0 new"]);
+    assert_eq!(join.remove("shop/web-0"), ["7 orphaned"]);
 }

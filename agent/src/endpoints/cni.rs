@@ -1,0 +1,312 @@
+//! The result cache of CNI: what the container runtime wrote about each pod's interface when it was
+//! made. The runtime's own library keeps it, whatever the plugins are, and it is whole some hundred
+//! milliseconds before the pod's first packet: earlier than anything else that names a pod's UID.
+//!
+//! Files are `NETWORK-CONTAINER-INTERFACE`, JSON (containernetworking/cni, libcni/api.go,
+//! `cachedInfo`). They are the runtime's, so what they say is believed; one that cannot be read says
+//! nothing, and the pod is then found by the address its object states.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{self, Read as _};
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use agent_policy::model::{ObjectName, PodUid};
+use ipnet::IpNet;
+use serde::Deserialize;
+
+/// Where libcni keeps results when nothing else is said (libcni/api.go, `CacheDir`).
+pub const DEFAULT_CNI_RESULTS: &str = "/var/lib/cni/results";
+
+/// No result is larger: it repeats the plugins' configuration and names a few interfaces.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// The pod sandbox that an interface was made for, by the word of the container runtime.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Sandbox {
+    /// Identity of the pod. A static pod's is the kubelet's own, not that of its mirror in the API.
+    pub uid: PodUid,
+    /// Namespace and name.
+    pub pod: ObjectName,
+    /// Its addresses, sorted.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Sandbox {
+    /// True when the UID is one that the kubelet gave, to a pod that it made without being told to by
+    /// the API: a digest, without the dashes of a UUID (kubelet, pkg/kubelet/config, `applyDefaults`).
+    pub fn is_static(&self) -> bool {
+        !self.uid.0.contains('-')
+    }
+}
+
+/// An interface inside a network namespace: the namespace's file name, the interface's name.
+pub(super) type Place = (OsString, String);
+
+/// What the cache's files say, read again only when a file has changed.
+#[derive(Debug)]
+pub(super) struct Results {
+    directory: PathBuf,
+    /// Last part of the name of the directory of namespaces. Results that speak of another kind of
+    /// place, as `/proc/1/ns/net`, would all speak of one.
+    netns: Option<OsString>,
+    files: HashMap<OsString, (Stamp, Option<(Place, Sandbox)>)>,
+}
+
+/// A file's identity and age: another one means other content.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Stamp {
+    inode: u64,
+    bytes: u64,
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self {
+            inode: metadata.ino(),
+            bytes: metadata.len(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+impl Results {
+    /// Those under `directory`, about namespaces of `netns_dir`.
+    pub(super) fn of(directory: &Path, netns_dir: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            netns: netns_dir.file_name().map(ToOwned::to_owned),
+            files: HashMap::new(),
+        }
+    }
+
+    /// Where the files are.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// What the files say now. A directory that is not there says nothing: there is none before the
+    /// node's first pod, and none at all with runtimes that do without it.
+    pub(super) fn read(&mut self) -> HashMap<Place, Sandbox> {
+        let mut before = std::mem::take(&mut self.files);
+        let entries = fs::read_dir(&self.directory).into_iter().flatten();
+        for entry in entries.filter_map(Result::ok) {
+            let name = entry.file_name();
+            let Ok(metadata) = entry.metadata() else {
+                continue;
+            };
+            // Not what a link points to, and no pipe that would hold us up.
+            if !metadata.is_file() {
+                continue;
+            }
+            let stamp = Stamp::of(&metadata);
+            let known = before.remove(&name).filter(|(at, _)| *at == stamp);
+            let said = match known {
+                Some((_, said)) => said,
+                None => self.read_one(&entry.path()),
+            };
+            self.files.insert(name, (stamp, said));
+        }
+        let said = self.files.values().filter_map(|(_, said)| said.clone());
+        said.collect()
+    }
+
+    fn read_one(&self, path: &Path) -> Option<(Place, Sandbox)> {
+        let netns = self.netns.as_deref();
+        match read_bounded(path).and_then(|bytes| parse(&bytes, netns)) {
+            Ok(said) => said,
+            // Half written, as a rule: the write's end makes it be read again.
+            Err(error) => {
+                tracing::debug!(file = %path.display(), %error, "CNI result cannot be read");
+                None
+            }
+        }
+    }
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path)?;
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::other("larger than 1 MiB"));
+    }
+    Ok(bytes)
+}
+
+/// What libcni writes, as far as it says whose an interface is.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Cached {
+    netns: PathBuf,
+    if_name: String,
+    #[serde(default)]
+    cni_args: Vec<(String, String)>,
+    #[serde(default)]
+    result: Outcome,
+}
+
+/// A plugin's result; its form has been the same since version 0.3 of the specification.
+#[derive(Default, Deserialize)]
+struct Outcome {
+    #[serde(default)]
+    interfaces: Vec<Made>,
+    #[serde(default)]
+    ips: Vec<Given>,
+}
+
+#[derive(Deserialize)]
+struct Made {
+    name: String,
+    #[serde(default)]
+    sandbox: String,
+}
+
+#[derive(Deserialize)]
+struct Given {
+    /// With the length of its prefix.
+    address: String,
+    /// Index in `interfaces` of whose it is; anybody's without.
+    interface: Option<usize>,
+}
+
+/// What a file says; nothing when it is not about a pod in a namespace of the directory `netns`.
+fn parse(bytes: &[u8], netns: Option<&OsStr>) -> io::Result<Option<(Place, Sandbox)>> {
+    let cached: Cached = serde_json::from_slice(bytes)?;
+    if cached.netns.parent().and_then(Path::file_name) != netns {
+        return Ok(None);
+    }
+    let arg = |wanted: &str| {
+        let mut args = cached.cni_args.iter();
+        let found = args.find(|(name, value)| name == wanted && !value.is_empty());
+        found.map(|(_, value)| value.as_str())
+    };
+    let (Some(namespace), Some(name), Some(uid), Some(netns)) = (
+        arg("K8S_POD_NAMESPACE"),
+        arg("K8S_POD_NAME"),
+        arg("K8S_POD_UID"),
+        cached.netns.file_name(),
+    ) else {
+        return Ok(None);
+    };
+    let is_own = |given: &&Given| {
+        let made = given
+            .interface
+            .and_then(|index| cached.result.interfaces.get(index));
+        made.is_none_or(|made| made.name == cached.if_name && !made.sandbox.is_empty())
+    };
+    let own = cached.result.ips.iter().filter(is_own);
+    let addresses = own.map(|given| Ok(given.address.parse::<IpNet>()?.addr()));
+    let addresses: Result<Vec<IpAddr>, ipnet::AddrParseError> = addresses.collect();
+    let mut addresses = addresses.map_err(io::Error::other)?;
+    addresses.sort_unstable();
+    addresses.dedup();
+    let sandbox = Sandbox {
+        uid: PodUid(uid.into()),
+        pod: ObjectName::new(namespace, name),
+        addresses,
+    };
+    Ok(Some(((netns.to_owned(), cached.if_name), sandbox)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As libcni writes it for a chain that ends in ptp.
+    fn cached(args: &[(&str, &str)]) -> serde_json::Value {
+        serde_json::json!({
+            "kind": "cniCacheV1",
+            "containerId": "0123456789ab",
+            "config": "e30=",
+            "ifName": "eth0",
+            "networkName": "lab",
+            "netns": "/var/run/netns/cni-1",
+            "cniArgs": args,
+            "capabilityArgs": {"portMappings": []},
+            "result": {
+                "cniVersion": "1.0.0",
+                "dns": {},
+                "interfaces": [
+                    {"name": "veth1", "mac": "02:00:00:00:00:01"},
+                    {"name": "eth0", "mac": "02:00:00:00:00:02", "sandbox": "/var/run/netns/cni-1"},
+                ],
+                "ips": [
+                    {"interface": 1, "address": "fd00::7/64", "gateway": "fd00::1"},
+                    {"interface": 1, "address": "10.0.0.7/24", "gateway": "10.0.0.1"},
+                    {"interface": 0, "address": "10.0.0.1/32"},
+                ],
+                "routes": [{"dst": "0.0.0.0/0"}],
+            },
+        })
+    }
+
+    const POD: [(&str, &str); 4] = [
+        ("IgnoreUnknown", "1"),
+        ("K8S_POD_NAMESPACE", "shop"),
+        ("K8S_POD_NAME", "api-0"),
+        ("K8S_POD_UID", "u-1"),
+    ];
+
+    fn said(value: &serde_json::Value) -> Option<(Place, Sandbox)> {
+        parse(value.to_string().as_bytes(), Some("netns".as_ref())).unwrap()
+    }
+
+    #[test]
+    fn a_result_says_whose_an_interface_is_and_which_addresses_are_its_own() {
+        let (place, sandbox) = said(&cached(&POD)).unwrap();
+        assert_eq!(place, ("cni-1".into(), "eth0".to_owned()));
+        assert_eq!(sandbox.uid, PodUid("u-1".into()));
+        assert_eq!(sandbox.pod, ObjectName::new("shop", "api-0"));
+        let addresses: [IpAddr; 2] = ["10.0.0.7", "fd00::7"].map(|each| each.parse().unwrap());
+        assert_eq!(
+            sandbox.addresses, addresses,
+            "the host side's is not the pod's"
+        );
+    }
+
+    #[test]
+    fn a_result_that_is_not_about_a_pod_says_nothing() {
+        for (lacking, value) in POD.iter().skip(1) {
+            let mut args = POD.to_vec();
+            args.retain(|(name, _)| name != lacking);
+            assert_eq!(said(&cached(&args)), None, "without {lacking} {value}");
+            args.push((lacking, ""));
+            assert_eq!(said(&cached(&args)), None, "with an empty {lacking}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_that_has_no_file_of_its_own_is_nobodys() {
+        let mut of_docker = cached(&POD);
+        of_docker["netns"] = "/proc/4711/ns/net".into();
+        assert_eq!(said(&of_docker), None);
+    }
+
+    #[test]
+    fn a_file_is_read_again_when_it_changed_and_half_a_file_says_nothing() {
+        let name = format!("picket-cni-{}", std::process::id());
+        let directory = std::env::temp_dir().join(name);
+        let mut results = Results::of(&directory, Path::new("/run/netns"));
+        assert!(results.read().is_empty(), "no directory yet");
+        fs::create_dir_all(&directory).unwrap();
+        let file = directory.join("lab-0123456789ab-eth0");
+        let whole = cached(&POD).to_string();
+        fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+        let halves = results.read();
+        fs::write(&file, &whole).unwrap();
+        let written = results.read();
+        let again = results.read();
+        fs::remove_file(&file).unwrap();
+        let gone = results.read();
+        fs::remove_dir_all(&directory).unwrap();
+        assert!(halves.is_empty());
+        assert_eq!(written.len(), 1);
+        assert_eq!(again, written);
+        assert!(gone.is_empty());
+    }
+}
