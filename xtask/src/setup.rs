@@ -202,7 +202,6 @@ const PACKAGES: &[(What, &str, &str)] = &[
         "iproute2",
         "joins the nodes by a network of their own",
     ),
-    (What::Cluster, "busybox-static", "is the shell in test pods"),
 ];
 
 fn missing(what: What) -> Result<Vec<Missing>> {

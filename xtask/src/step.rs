@@ -176,6 +176,11 @@ impl Step {
     /// Becomes the command, so that its exit code and Ctrl-C are its own. Returns on failure only.
     pub(crate) fn replace(self) -> Result<()> {
         self.announce();
+        self.replace_quietly()
+    }
+
+    /// The same, where whoever typed it knows what it is.
+    pub(crate) fn replace_quietly(self) -> Result<()> {
         let error = self.command().exec();
         Err(error).with_context(|| format!("starting {}", self.program.display()))
     }

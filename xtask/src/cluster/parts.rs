@@ -1,7 +1,8 @@
 //! The programs a cluster is made of: built from their published Go modules into the cache, in a
 //! directory named by what pins them, and there for good.
 
-use std::fs::{self, File};
+use std::env;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,9 @@ use crate::setup::{self, What};
 
 /// What programs say of themselves, nodes of their kubelet: as in `parts/k8s/go.mod`.
 const KUBERNETES: &str = "1.36.3";
+
+/// Where tests find the parts; set by hand, it says where they were built.
+pub(crate) const VARIABLE: &str = "PICKET_CLUSTER_PARTS";
 
 /// How often a build that goes on says so.
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -139,8 +143,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The directory that holds the parts of `group`; builds what is missing.
+/// The directory that holds the parts of `group`; builds what is missing, unless [`VARIABLE`] says
+/// that they are somewhere else.
 pub(crate) fn ensure(group: Group) -> Result<PathBuf> {
+    if let Some(parts) = env::var_os(VARIABLE) {
+        let parts = PathBuf::from(parts);
+        return match missing(&parts, group).first() {
+            None => Ok(parts),
+            Some((_, programs)) => bail!(
+                "{VARIABLE}={}: there is no {} in it; without the variable, parts are built",
+                parts.display(),
+                names(programs).join(", ")
+            ),
+        };
+    }
     let cache = places::cache()?.join("cluster");
     let parts = cache.join(format!("parts-{}", key()?));
     if missing(&parts, group).is_empty() {
@@ -150,6 +166,9 @@ pub(crate) fn ensure(group: Group) -> Result<PathBuf> {
     fs::create_dir_all(&parts).with_context(|| format!("making {}", parts.display()))?;
     let lock = cache.join("lock");
     let lock = File::create(&lock).with_context(|| format!("making {}", lock.display()))?;
+    if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+        eprintln!("somebody else is building parts: waiting for them");
+    }
     // Whoever waits here finds everything built.
     lock.lock()
         .context("waiting for another build of the parts")?;
@@ -180,11 +199,15 @@ fn missing(parts: &Path, group: Group) -> Vec<(&'static Module, Vec<&'static Pro
 }
 
 /// All of a module's in one go: what they share is compiled once.
-fn build(module: &Module, programs: &[&Program], parts: &Path, go_cache: &Path) -> Result<()> {
-    let names: Vec<&str> = programs.iter().map(|program| program.name).collect();
+fn build(
+    module: &Module,
+    programs: &[&'static Program],
+    parts: &Path,
+    go_cache: &Path,
+) -> Result<()> {
+    let names = names(programs).join(", ");
     eprintln!(
-        "building {} of {} (once; minutes)",
-        names.join(", "),
+        "building {names} of {} (once; minutes)",
         module.dir().display()
     );
     let unfinished = parts.join("unfinished");
@@ -201,7 +224,7 @@ fn build(module: &Module, programs: &[&Program], parts: &Path, go_cache: &Path) 
         .args(["-v", "-o", output.as_str()])
         .args(programs.iter().map(|program| program.package))
         .watch(|line| progress.line(line))
-        .with_context(|| format!("building {}", names.join(", ")))?;
+        .with_context(|| format!("building {names}"))?;
     for program in programs {
         let built = unfinished.join(program.built_as.unwrap_or(program.name));
         let kept = parts.join(program.name);
@@ -209,6 +232,10 @@ fn build(module: &Module, programs: &[&Program], parts: &Path, go_cache: &Path) 
             .with_context(|| format!("moving {} to {}", built.display(), kept.display()))?;
     }
     fs::remove_dir(&unfinished).with_context(|| format!("removing {}", unfinished.display()))
+}
+
+fn names(programs: &[&'static Program]) -> Vec<&'static str> {
+    programs.iter().map(|program| program.name).collect()
 }
 
 impl Module {
@@ -242,8 +269,11 @@ impl Module {
 
 /// Names the directory: another version, flag or machine is another one.
 fn key() -> Result<String> {
-    let mut pins = format!("{}\n{MODULES:?}\n", std::env::consts::ARCH).into_bytes();
+    let mut pins = env::consts::ARCH.as_bytes().to_vec();
     for module in MODULES {
+        for program in module.programs {
+            pins.extend(format!("\n{} {}", program.name, program.package).into_bytes());
+        }
         pins.extend(module.flags().join("\n").into_bytes());
         for file in module.pins {
             let file = module.dir().join(file);
