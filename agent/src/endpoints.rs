@@ -10,7 +10,7 @@ mod cni;
 mod netlink;
 mod netns;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::inotify::is_of_reading;
-use cni::{Place, Results};
+use cni::{Records, Results};
 use netlink::{Link, Messages};
 use netns::{Listed, Netns};
 
@@ -62,6 +62,8 @@ pub struct Interface {
     pub name: String,
     /// Addresses of the other end, link-local IPv6 ones left out, sorted; none at first.
     pub addresses: Vec<IpAddr>,
+    /// Name of the other end.
+    pub inside: String,
     /// The network namespace's file; empty while none is seen that it leads to.
     pub netns: PathBuf,
     /// What it was made for, if the container runtime has written that down.
@@ -275,7 +277,7 @@ impl Watch {
     /// Enters every namespace in turn. The thread ends up in the last one.
     async fn look_inside(&mut self, listed: Listed, host: &BTreeMap<u32, Link>) -> Seen {
         let mut seen = Seen {
-            sandboxes: self.results.read(),
+            records: self.results.read(),
             ..Seen::default()
         };
         self.unmounted_looks = if listed.has_unmounted {
@@ -303,7 +305,7 @@ impl Watch {
 /// What one look found.
 #[derive(Default)]
 struct Seen {
-    sandboxes: HashMap<Place, Sandbox>,
+    records: Records,
     interfaces: BTreeMap<IfIndex, Interface>,
     unreachable: Vec<Unreachable>,
 }
@@ -332,16 +334,16 @@ impl Seen {
         match peer.and_then(|index| Some((index, host.get(&index)?))) {
             Some((index, outside)) => {
                 let ifindex = IfIndex(index);
-                let sandbox = netns
-                    .path()
-                    .file_name()
-                    .and_then(|name| self.sandboxes.remove(&(name.to_owned(), link.link.name)));
+                let inside = link.link.name;
+                let sandbox = self.records.of(netns.path(), &inside, &outside.name);
+                let sandbox = sandbox.cloned();
                 self.interfaces.insert(
                     ifindex,
                     Interface {
                         ifindex,
                         name: outside.name.clone(),
                         addresses: link.addresses,
+                        inside,
                         netns: netns.path().to_owned(),
                         sandbox,
                     },

@@ -43,8 +43,42 @@ impl Sandbox {
     }
 }
 
-/// An interface inside a network namespace: the namespace's file name, the interface's name.
-pub(super) type Place = (OsString, String);
+/// What one file says.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Recorded {
+    /// File name of the network namespace.
+    netns: OsString,
+    /// What the interface was called inside when it was made.
+    inside: String,
+    /// Interfaces that the plugins made on the node's side, none where they do not say. A pod may
+    /// call its own end what it likes, not these.
+    outside: Vec<String>,
+    sandbox: Sandbox,
+}
+
+impl Recorded {
+    /// The sandbox, if this is about the interface that is `inside` and `outside` now.
+    fn of(&self, inside: &str, outside: &str) -> Option<&Sandbox> {
+        let is_it = if self.outside.is_empty() {
+            self.inside == inside
+        } else {
+            self.outside.iter().any(|name| name == outside)
+        };
+        is_it.then_some(&self.sandbox)
+    }
+}
+
+/// What the files say, by file name of the network namespace.
+#[derive(Debug, Default, Eq, PartialEq)]
+pub(super) struct Records(HashMap<OsString, Vec<Recorded>>);
+
+impl Records {
+    /// The sandbox that an interface was made for, by its namespace's file and its two names.
+    pub(super) fn of(&self, netns: &Path, inside: &str, outside: &str) -> Option<&Sandbox> {
+        let about = self.0.get(netns.file_name()?)?;
+        about.iter().find_map(|each| each.of(inside, outside))
+    }
+}
 
 /// What the cache's files say, read again only when a file has changed.
 #[derive(Debug)]
@@ -53,7 +87,7 @@ pub(super) struct Results {
     /// Last part of the name of the directory of namespaces. Results that speak of another kind of
     /// place, as `/proc/1/ns/net`, would all speak of one.
     netns: Option<OsString>,
-    files: HashMap<OsString, (Stamp, Option<(Place, Sandbox)>)>,
+    files: HashMap<OsString, (Stamp, Option<Recorded>)>,
 }
 
 /// A file's identity and age: another one means other content.
@@ -91,7 +125,7 @@ impl Results {
 
     /// What the files say now. A directory that is not there says nothing: there is none before the
     /// node's first pod, and none at all with runtimes that do without it.
-    pub(super) fn read(&mut self) -> HashMap<Place, Sandbox> {
+    pub(super) fn read(&mut self) -> Records {
         let mut before = std::mem::take(&mut self.files);
         let entries = fs::read_dir(&self.directory).into_iter().flatten();
         for entry in entries.filter_map(Result::ok) {
@@ -111,11 +145,15 @@ impl Results {
             };
             self.files.insert(name, (stamp, said));
         }
-        let said = self.files.values().filter_map(|(_, said)| said.clone());
-        said.collect()
+        let mut records = Records::default();
+        for recorded in self.files.values().filter_map(|(_, said)| said.as_ref()) {
+            let about = records.0.entry(recorded.netns.clone()).or_default();
+            about.push(recorded.clone());
+        }
+        records
     }
 
-    fn read_one(&self, path: &Path) -> Option<(Place, Sandbox)> {
+    fn read_one(&self, path: &Path) -> Option<Recorded> {
         let netns = self.netns.as_deref();
         match read_bounded(path).and_then(|bytes| parse(&bytes, netns)) {
             Ok(said) => said,
@@ -175,7 +213,7 @@ struct Given {
 }
 
 /// What a file says; nothing when it is not about a pod in a namespace of the directory `netns`.
-fn parse(bytes: &[u8], netns: Option<&OsStr>) -> io::Result<Option<(Place, Sandbox)>> {
+fn parse(bytes: &[u8], netns: Option<&OsStr>) -> io::Result<Option<Recorded>> {
     let cached: Cached = serde_json::from_slice(bytes)?;
     if cached.netns.parent().and_then(Path::file_name) != netns {
         return Ok(None);
@@ -205,12 +243,18 @@ fn parse(bytes: &[u8], netns: Option<&OsStr>) -> io::Result<Option<(Place, Sandb
     let mut addresses = addresses.map_err(io::Error::other)?;
     addresses.sort_unstable();
     addresses.dedup();
-    let sandbox = Sandbox {
-        uid: PodUid(uid.into()),
-        pod: ObjectName::new(namespace, name),
-        addresses,
-    };
-    Ok(Some(((netns.to_owned(), cached.if_name), sandbox)))
+    let made = cached.result.interfaces.iter();
+    let outside = made.filter(|made| made.sandbox.is_empty());
+    Ok(Some(Recorded {
+        netns: netns.to_owned(),
+        outside: outside.map(|made| made.name.clone()).collect(),
+        sandbox: Sandbox {
+            uid: PodUid(uid.into()),
+            pod: ObjectName::new(namespace, name),
+            addresses,
+        },
+        inside: cached.if_name,
+    }))
 }
 
 #[cfg(test)]
@@ -252,14 +296,14 @@ mod tests {
         ("K8S_POD_UID", "u-1"),
     ];
 
-    fn said(value: &serde_json::Value) -> Option<(Place, Sandbox)> {
+    fn said(value: &serde_json::Value) -> Option<Recorded> {
         parse(value.to_string().as_bytes(), Some("netns".as_ref())).unwrap()
     }
 
     #[test]
     fn a_result_says_whose_an_interface_is_and_which_addresses_are_its_own() {
-        let (place, sandbox) = said(&cached(&POD)).unwrap();
-        assert_eq!(place, ("cni-1".into(), "eth0".to_owned()));
+        let Recorded { netns, sandbox, .. } = said(&cached(&POD)).unwrap();
+        assert_eq!(netns, "cni-1");
         assert_eq!(sandbox.uid, PodUid("u-1".into()));
         assert_eq!(sandbox.pod, ObjectName::new("shop", "api-0"));
         let addresses: [IpAddr; 2] = ["10.0.0.7", "fd00::7"].map(|each| each.parse().unwrap());
@@ -281,6 +325,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_pod_calls_its_end_does_not_change_which_interface_is_meant() {
+        let recorded = said(&cached(&POD)).unwrap();
+        assert!(recorded.of("eth0", "veth1").is_some());
+        assert!(recorded.of("renamed", "veth1").is_some());
+        assert!(recorded.of("eth0", "veth2").is_none());
+        // Plugins that say nothing of the node's side.
+        let mut silent = cached(&POD);
+        silent["result"]["interfaces"][0]["sandbox"] = "/var/run/netns/cni-1".into();
+        let recorded = said(&silent).unwrap();
+        assert!(recorded.of("eth0", "veth2").is_some());
+        assert!(recorded.of("net1", "veth2").is_none());
+    }
+
+    #[test]
     fn a_namespace_that_has_no_file_of_its_own_is_nobodys() {
         let mut of_docker = cached(&POD);
         of_docker["netns"] = "/proc/4711/ns/net".into();
@@ -292,7 +350,7 @@ mod tests {
         let name = format!("picket-cni-{}", std::process::id());
         let directory = std::env::temp_dir().join(name);
         let mut results = Results::of(&directory, Path::new("/run/netns"));
-        assert!(results.read().is_empty(), "no directory yet");
+        assert_eq!(results.read(), Records::default(), "no directory yet");
         fs::create_dir_all(&directory).unwrap();
         let file = directory.join("lab-0123456789ab-eth0");
         let whole = cached(&POD).to_string();
@@ -304,9 +362,10 @@ mod tests {
         fs::remove_file(&file).unwrap();
         let gone = results.read();
         fs::remove_dir_all(&directory).unwrap();
-        assert!(halves.is_empty());
-        assert_eq!(written.len(), 1);
+        assert_eq!(halves, Records::default());
+        let netns = Path::new("/run/netns/cni-1");
+        assert!(written.of(netns, "eth0", "veth1").is_some());
         assert_eq!(again, written);
-        assert!(gone.is_empty());
+        assert_eq!(gone, Records::default());
     }
 }

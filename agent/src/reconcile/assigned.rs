@@ -112,6 +112,7 @@ mod tests {
                 ifindex: IfIndex(7),
                 name: "veth7".to_owned(),
                 addresses: Vec::new(),
+                inside: "eth0".to_owned(),
                 netns: "/run/netns/x".into(),
                 sandbox: Some(Sandbox {
                     uid: PodUid("u-1".into()),

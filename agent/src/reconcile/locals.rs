@@ -6,11 +6,11 @@
 //! the pod puts on it, nor a namespace that cannot be seen, nor an object that goes changes
 //! anything. An interface that comes while its pod is unknown is enclosed: it has our programs and no
 //! rows, so the posture decides. One that was there at the first look is left alone until its pod is
-//! known: installing closes nothing.
+//! known: installing closes nothing. A pod's further interfaces are reported and left alone.
+
+mod interfaces;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::Hash;
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use agent_policy::cluster::{Cluster, Touched};
@@ -18,6 +18,7 @@ use agent_policy::model::{ObjectName, Phase, Pod, PodUid};
 
 use super::{Unclaimed, Unenforced};
 use crate::endpoints::{IfIndex, Interface, Sandbox, Sighting, Unreachable};
+use interfaces::Interfaces;
 
 /// What has to be done about an interface.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -38,7 +39,7 @@ pub(super) enum Decision {
     Enclose(Interface),
     /// It is a pod's whose object went: what is in force for it stays.
     Orphan(IfIndex),
-    /// It went.
+    /// It went, or proved to be one that is not enforced.
     Remove(IfIndex),
 }
 
@@ -53,9 +54,7 @@ struct Owner {
 #[derive(Debug, Default)]
 pub(super) struct Locals {
     node: Option<String>,
-    interfaces: BTreeMap<IfIndex, Interface>,
-    by_address: HashMap<IpAddr, BTreeSet<IfIndex>>,
-    by_sandbox: HashMap<PodUid, BTreeSet<IfIndex>>,
+    interfaces: Interfaces,
     owners: BTreeMap<IfIndex, Owner>,
     /// Interfaces by the pod they belong to, orphans left out.
     by_owner: HashMap<PodUid, IfIndex>,
@@ -116,7 +115,8 @@ impl Locals {
             .retain(|ifindex| sighting.links.contains_key(ifindex));
         let known: BTreeSet<IfIndex> = self
             .interfaces
-            .keys()
+            .iter()
+            .map(|interface| &interface.ifindex)
             .chain(self.owners.keys())
             .chain(&self.enclosed)
             .copied()
@@ -132,16 +132,17 @@ impl Locals {
             }
         }
         for (ifindex, interface) in sighting.interfaces {
-            if self.interfaces.get(&ifindex) == Some(&interface) {
+            if self.interfaces.get(ifindex) == Some(&interface) {
                 continue;
             }
-            let before = self.interfaces.remove(&ifindex);
+            if interface.sandbox.is_some() {
+                let beside = self.interfaces.beside(&interface);
+                self.dirty.extend(beside.map(|other| other.ifindex));
+            }
+            let before = self.interfaces.insert(interface);
             if self.was_sighted && before.is_none() && !self.known.contains(&ifindex) {
                 self.newcomers.insert(ifindex);
             }
-            self.unlist(before.as_ref());
-            self.list(&interface);
-            self.interfaces.insert(ifindex, interface);
             self.dirty.insert(ifindex);
         }
         self.unreachable = sighting.unreachable;
@@ -155,15 +156,13 @@ impl Locals {
             .flat_map(|pod| pod.addresses.iter())
             .chain(&touched.addresses);
         for address in addresses {
-            self.dirty
-                .extend(self.by_address.get(address).into_iter().flatten());
+            self.dirty.extend(self.interfaces.with_address(*address));
         }
         let owned = touched.pods.iter().filter_map(|uid| self.by_owner.get(uid));
-        let made_for = touched
-            .pods
-            .iter()
-            .filter_map(|uid| self.by_sandbox.get(uid));
-        self.dirty.extend(owned.chain(made_for.flatten()));
+        self.dirty.extend(owned);
+        for uid in &touched.pods {
+            self.dirty.extend(self.interfaces.made_for(uid));
+        }
         // An orphan's object may come back.
         let orphans = self.owners.iter();
         let orphans = orphans
@@ -180,7 +179,7 @@ impl Locals {
         // Twice: an interface may become its pod's only after another let go of the pod.
         for _ in 0..2 {
             for ifindex in std::mem::take(&mut self.dirty) {
-                if let Some(interface) = self.interfaces.get(&ifindex).cloned() {
+                if let Some(interface) = self.interfaces.get(ifindex).cloned() {
                     self.decide_one(interface, cluster, &mut decisions);
                 }
             }
@@ -195,6 +194,10 @@ impl Locals {
         decisions: &mut Vec<Decision>,
     ) {
         let ifindex = interface.ifindex;
+        if self.interfaces.first_of(&interface).is_some() {
+            decisions.extend(self.leave_alone(ifindex));
+            return;
+        }
         let current = self.owners.get(&ifindex).cloned();
         let Some(pod) = self.owner_of(&interface, current.as_ref(), cluster) else {
             decisions.extend(self.disown(interface, current));
@@ -210,7 +213,7 @@ impl Locals {
             // It had the pod by an address alone.
             self.owners.remove(&other);
             self.enclosed.insert(other);
-            let other = self.interfaces.get(&other).cloned();
+            let other = self.interfaces.get(other).cloned();
             decisions.extend(other.map(Decision::Enclose));
         }
         let owner = Owner {
@@ -225,6 +228,17 @@ impl Locals {
             pod: pod.name.clone(),
             is_new: self.newcomers.remove(&ifindex),
         });
+    }
+
+    /// Another interface of a pod that has one: reported, and nothing else.
+    fn leave_alone(&mut self, ifindex: IfIndex) -> Option<Decision> {
+        self.newcomers.remove(&ifindex);
+        let owner = self.owners.remove(&ifindex);
+        if let Some(owner) = &owner {
+            self.release(&owner.uid, ifindex);
+        }
+        let was_ours = self.enclosed.remove(&ifindex) || owner.is_some();
+        was_ours.then_some(Decision::Remove(ifindex))
     }
 
     /// An interface whose pod is not known (any more).
@@ -289,7 +303,7 @@ impl Locals {
     }
 
     fn has_sandbox(&self, ifindex: IfIndex) -> bool {
-        let interface = self.interfaces.get(&ifindex);
+        let interface = self.interfaces.get(ifindex);
         interface.is_some_and(|interface| interface.sandbox.is_some())
     }
 
@@ -319,7 +333,7 @@ impl Locals {
             .map(AsRef::as_ref)
             .filter(|pod| self.is_local(pod))
             // One that an interface was made for has that one.
-            .filter(|pod| !self.by_sandbox.contains_key(&pod.uid))
+            .filter(|pod| self.interfaces.made_for(&pod.uid).next().is_none())
             .find(|pod| {
                 // A pod has one interface here; the first one that shows its address.
                 let at = self.by_owner.get(&pod.uid);
@@ -337,7 +351,7 @@ impl Locals {
     fn release(&mut self, uid: &PodUid, ifindex: IfIndex) {
         if self.by_owner.get(uid) == Some(&ifindex) {
             self.by_owner.remove(uid);
-            let others = self.interfaces.values().filter(|other| {
+            let others = self.interfaces.iter().filter(|other| {
                 other.ifindex != ifindex && !self.owners.contains_key(&other.ifindex)
             });
             self.dirty.extend(others.map(|other| other.ifindex));
@@ -351,21 +365,22 @@ impl Locals {
 
     /// An interface of ours that no namespace shows stays as it was last seen.
     fn keep(&mut self, ifindex: IfIndex, name: &str) {
-        self.interfaces.entry(ifindex).or_insert_with(|| {
-            self.dirty.insert(ifindex);
-            Interface {
-                ifindex,
-                name: name.to_owned(),
-                addresses: Vec::new(),
-                netns: PathBuf::new(),
-                sandbox: None,
-            }
+        if self.interfaces.get(ifindex).is_some() {
+            return;
+        }
+        self.dirty.insert(ifindex);
+        self.interfaces.insert(Interface {
+            ifindex,
+            name: name.to_owned(),
+            addresses: Vec::new(),
+            inside: String::new(),
+            netns: PathBuf::new(),
+            sandbox: None,
         });
     }
 
     fn forget(&mut self, ifindex: IfIndex) {
-        let interface = self.interfaces.remove(&ifindex);
-        self.unlist(interface.as_ref());
+        self.interfaces.remove(ifindex);
         self.newcomers.remove(&ifindex);
         self.dirty.remove(&ifindex);
         if let Some(owner) = self.owners.remove(&ifindex) {
@@ -377,39 +392,18 @@ impl Locals {
         }
     }
 
-    fn list(&mut self, interface: &Interface) {
-        let ifindex = interface.ifindex;
-        for address in &interface.addresses {
-            self.by_address.entry(*address).or_default().insert(ifindex);
-        }
-        if let Some(sandbox) = &interface.sandbox {
-            let made_for = self.by_sandbox.entry(sandbox.uid.clone()).or_default();
-            made_for.insert(ifindex);
-        }
-    }
-
-    fn unlist(&mut self, interface: Option<&Interface>) {
-        let Some(interface) = interface else { return };
-        for address in &interface.addresses {
-            remove(&mut self.by_address, address, interface.ifindex);
-        }
-        if let Some(sandbox) = &interface.sandbox {
-            remove(&mut self.by_sandbox, &sandbox.uid, interface.ifindex);
-        }
-    }
-
     /// An interface that is there.
     pub(super) fn interface(&self, ifindex: IfIndex) -> Option<&Interface> {
-        self.interfaces.get(&ifindex)
+        self.interfaces.get(ifindex)
     }
 
     /// Interfaces that lead to an address and whose pod nobody knows: those enclosed, and those
     /// left alone.
     pub(super) fn unclaimed(&self) -> Vec<Unclaimed> {
-        let unowned = self
-            .interfaces
-            .values()
-            .filter(|interface| !self.owners.contains_key(&interface.ifindex));
+        let unowned = self.interfaces.iter().filter(|interface| {
+            let is_owned = self.owners.contains_key(&interface.ifindex);
+            !is_owned && self.interfaces.first_of(interface).is_none()
+        });
         unowned
             .map(|interface| Unclaimed {
                 interface: interface.clone(),
@@ -436,17 +430,20 @@ impl Locals {
                 place: place.clone(),
             })
         };
-        self.unreachable.iter().filter_map(of).collect()
-    }
-}
-
-/// Takes an interface out of an index.
-fn remove<K: Eq + Hash>(index: &mut HashMap<K, BTreeSet<IfIndex>>, key: &K, ifindex: IfIndex) {
-    if let Some(all) = index.get_mut(key) {
-        all.remove(&ifindex);
-        if all.is_empty() {
-            index.remove(key);
-        }
+        let unreachable = self.unreachable.iter().filter_map(of);
+        let seconds = self.interfaces.iter().filter_map(|interface| {
+            let first = self.interfaces.first_of(interface)?;
+            Some(Unenforced {
+                pod: first.sandbox.as_ref()?.pod.clone(),
+                place: Unreachable {
+                    netns: interface.netns.clone(),
+                    interface: interface.inside.clone(),
+                    addresses: interface.addresses.clone(),
+                    why: format!("another interface than {}, which is enforced", first.inside),
+                },
+            })
+        });
+        unreachable.chain(seconds).collect()
     }
 }
 

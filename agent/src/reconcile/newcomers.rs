@@ -74,6 +74,7 @@ mod tests {
             ifindex: IfIndex(ifindex),
             name: format!("veth{ifindex}"),
             addresses: Vec::new(),
+            inside: "eth0".to_owned(),
             netns: std::path::PathBuf::new(),
             sandbox: None,
         };

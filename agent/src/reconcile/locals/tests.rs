@@ -21,6 +21,8 @@ struct Join {
     locals: Locals,
     /// What the runtime says of interfaces.
     sandboxes: BTreeMap<u32, Sandbox>,
+    /// Namespaces that interfaces lead to, where they are not their own.
+    netns: BTreeMap<u32, &'static str>,
 }
 
 impl Join {
@@ -29,6 +31,7 @@ impl Join {
             cluster: Cluster::new(),
             locals: Locals::new(node.map(str::to_owned)),
             sandboxes: BTreeMap::new(),
+            netns: BTreeMap::new(),
         }
     }
 
@@ -80,7 +83,11 @@ impl Join {
             ifindex: IfIndex(*index),
             name: format!("veth{index}"),
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
-            netns: "/run/netns/x".into(),
+            inside: format!("eth{index}"),
+            netns: self.netns.get(index).map_or_else(
+                || format!("/run/netns/of-{index}").into(),
+                |netns| format!("/run/netns/{netns}").into(),
+            ),
             sandbox: self.sandboxes.get(index).cloned(),
         };
         let interfaces: Vec<Interface> = interfaces.iter().map(interface).collect();
@@ -452,4 +459,40 @@ fn a_pod_whose_object_cannot_state_the_uid_is_found_by_name_and_address() {
     join.remove("u-2");
     assert_eq!(join.add(named("shop/web-0")), ["7 is shop/web-0 new"]);
     assert_eq!(join.remove("shop/web-0"), ["7 orphaned"]);
+}
+
+#[test]
+fn a_pods_further_interfaces_are_reported_and_left_alone() {
+    let mut join = Join::new(None);
+    join.add(pod("u-a", "10.0.0.1", ""));
+    join.see(&[]);
+    join.netns = [(7, "a"), (8, "a")].into();
+    let both: &[(u32, &[&str])] = &[(7, &["10.0.0.1"]), (8, &["10.1.0.1"])];
+    // Which of them is which, the runtime says once both are there.
+    assert_eq!(join.see(both), ["7 is u-a new", "8 enclosed"]);
+    join.made_for(7, "a", "u-a", "10.0.0.1");
+    assert_eq!(join.see(both), ["7 is u-a", "8 removed"]);
+    assert!(join.locals.unclaimed().is_empty());
+    let unenforced = join.locals.unenforced(&join.cluster);
+    let places: Vec<&str> = unenforced
+        .iter()
+        .map(|each| each.place.interface.as_str())
+        .collect();
+    assert_eq!(places, ["eth8"]);
+    // One that comes later is never closed; when the first goes, it is not the pod's.
+    join.netns.insert(9, "a");
+    assert!(join.see(&[both[0], both[1], (9, &[])]).is_empty());
+    assert_eq!(join.see(&[both[1]]), ["7 removed"]);
+}
+
+#[test]
+fn an_interface_that_passed_for_a_pods_first_is_left_alone_when_the_runtime_names_another() {
+    let mut join = Join::new(None);
+    join.add(pod("u-a", "10.0.0.1", ""));
+    join.see(&[]);
+    join.netns = [(7, "a"), (8, "a")].into();
+    let both: &[(u32, &[&str])] = &[(7, &["10.1.0.1"]), (8, &["10.0.0.1"])];
+    assert_eq!(join.see(both), ["7 enclosed", "8 is u-a new"]);
+    join.made_for(7, "a", "u-a", "10.0.0.1");
+    assert_eq!(join.see(both), ["8 enclosed", "7 is u-a new", "8 removed"]);
 }
