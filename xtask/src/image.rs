@@ -35,7 +35,7 @@ pub(crate) struct Args {
     /// Architectures of the nodes, separated by commas; this machine's when left out.
     #[arg(long, value_enum, value_delimiter = ',')]
     arch: Vec<Arch>,
-    /// The archive to write; target/image/picket-ARCH.tar when left out.
+    /// The archive to write; target/oci/picket-ARCH.tar when left out.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// A profile of Cargo.toml to build under: `dev` is built in less time, and slower.
@@ -103,7 +103,7 @@ fn image(arch: Arch, profile: &str) -> Result<Image> {
 
 /// Where the archive is when nothing is said.
 fn place(archs: &[Arch]) -> Result<PathBuf> {
-    let dir = places::target()?.join("image");
+    let dir = places::target()?.join("oci");
     fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
     let labels: Vec<&str> = archs.iter().map(|arch| arch.as_label()).collect();
     Ok(dir.join(format!("picket-{}.tar", labels.join("-"))))
@@ -154,6 +154,6 @@ mod tests {
     #[test]
     fn the_archive_is_named_after_what_it_is_for() {
         let place = place(&[Arch::Amd64, Arch::Arm64]).unwrap();
-        assert!(place.ends_with("image/picket-amd64-arm64.tar"));
+        assert!(place.ends_with("oci/picket-amd64-arm64.tar"));
     }
 }
