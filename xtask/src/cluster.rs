@@ -43,7 +43,7 @@ nothing of the machine is changed that `down` does not put back.
   cargo xtask cluster down
 
 The first `up` builds the parts: ten minutes on two cores, 5 GB of disk while it builds, 700 MB
-after. A cluster takes 700 MB of disk and 1 GB of memory. Pods find two images on every node: agnhost, which is upstream's test server
+after. A cluster takes 700 MB of disk and half a GB of memory. Pods find two images on every node: agnhost, which is upstream's test server
 (with a shell), and Picket's.")]
 pub(crate) struct Args {
     #[command(subcommand)]

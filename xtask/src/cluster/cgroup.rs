@@ -11,6 +11,9 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// How the names of ours begin.
 const PREFIX: &str = "picket-cluster-";
 
+/// What kubelet limits pods by.
+const CONTROLLERS: &[&str] = &["cpu", "cpuset", "hugetlb", "memory", "pids"];
+
 /// What the machine's root cgroup did not hand on before: as a file of the state directory.
 const HANDED_ON: &str = "cgroup-controllers";
 
@@ -51,16 +54,13 @@ pub(super) fn remove_all() {
     }
 }
 
-/// Takes back from the machine's cgroups what they were handed for ours.
-pub(super) fn put_back(state: &Path) -> Result<()> {
-    let Ok(added) = fs::read_to_string(state.join(HANDED_ON)) else {
-        return Ok(());
-    };
-    let words: Vec<String> = added
-        .split_whitespace()
-        .map(|name| format!("-{name}"))
-        .collect();
-    write_control(&words)
+/// Takes back from the machine's cgroups what they were handed for ours. What somebody else uses by
+/// now stays.
+pub(super) fn put_back(state: &Path) {
+    let added = fs::read_to_string(state.join(HANDED_ON)).unwrap_or_default();
+    for name in added.split_whitespace() {
+        drop(fs::write(control(), format!("-{name}")));
+    }
 }
 
 /// Where there is one hierarchy, its root must let its children have the controllers. Written down
@@ -80,24 +80,29 @@ fn hand_on_controllers(state: &Path) -> Result<()> {
     }
     let file = state.join(HANDED_ON);
     fs::write(&file, lacking.join(" ")).with_context(|| format!("writing {}", file.display()))?;
-    let words: Vec<String> = lacking.iter().map(|name| format!("+{name}")).collect();
-    write_control(&words)
-}
-
-fn lacking<'a>(there: &'a str, handed_on: &str) -> Vec<&'a str> {
-    let handed_on: Vec<&str> = handed_on.split_whitespace().collect();
-    let there = there.split_whitespace();
-    there.filter(|name| !handed_on.contains(name)).collect()
-}
-
-/// One by one: a controller that can't be had leaves the others alone.
-fn write_control(words: &[String]) -> Result<()> {
-    let control = Path::new(ROOT).join("cgroup.subtree_control");
-    for word in words {
-        fs::write(&control, word)
-            .with_context(|| format!("writing {word} to {}", control.display()))?;
+    for name in lacking {
+        fs::write(control(), format!("+{name}")).with_context(|| {
+            format!(
+                "writing +{name} to {}: where processes are in the root cgroup itself, as in most \
+                 containers, nodes cannot have cgroups",
+                control().display()
+            )
+        })?;
     }
     Ok(())
+}
+
+/// What kubelet limits pods by, of what is `there`, as far as it is not `handed_on`.
+fn lacking<'a>(there: &'a str, handed_on: &str) -> Vec<&'a str> {
+    let handed_on: Vec<&str> = handed_on.split_whitespace().collect();
+    there
+        .split_whitespace()
+        .filter(|name| CONTROLLERS.contains(name) && !handed_on.contains(name))
+        .collect()
+}
+
+fn control() -> PathBuf {
+    Path::new(ROOT).join("cgroup.subtree_control")
 }
 
 /// The only hierarchy of the new kind; else those of the old, each its own directory.
@@ -140,8 +145,8 @@ mod tests {
     #[test]
     fn only_controllers_that_are_there_and_not_handed_on_are_lacking() {
         assert_eq!(
-            lacking("cpuset cpu io memory\n", "cpu memory\n"),
-            ["cpuset", "io"]
+            lacking("cpuset cpu io memory pids\n", "cpu memory\n"),
+            ["cpuset", "pids"]
         );
         assert!(lacking("cpu\n", "cpu pids\n").is_empty());
     }

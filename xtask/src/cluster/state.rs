@@ -144,7 +144,7 @@ impl State {
                 Look::There(())
             })
         })?;
-        cgroup::put_back(&self.dir)?;
+        cgroup::put_back(&self.dir);
         if self.dir.exists() {
             fs::remove_dir_all(&self.dir)
                 .with_context(|| format!("removing {}", self.dir.display()))?;

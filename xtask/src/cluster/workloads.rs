@@ -1,8 +1,9 @@
 //! What runs in a new cluster: DNS, and what somebody wants to see there.
 
+use std::fmt;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use super::kubectl::Kubectl;
@@ -10,6 +11,17 @@ use super::process::{Look, wait_for};
 
 /// How many of the last events explain a failure.
 const EVENTS: usize = 12;
+
+/// How often a program may end before it counts as one that does not run.
+const RESTARTS: u64 = 3;
+
+/// What is said of an image that can't be had.
+const IMAGE_TROUBLE: [&str; 4] = [
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "ErrImageNeverPull",
+    "InvalidImageName",
+];
 
 /// What pods may take to run; their images are on the nodes.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -30,16 +42,24 @@ pub(super) fn apply(kubectl: &Kubectl, what: &str, manifests: &str) -> Result<()
     kubectl
         .apply(manifests)
         .with_context(|| format!("applying {what}"))?;
+    let mut waiting = Vec::new();
     let ready = wait_for("pods that are ready", PATIENCE, || {
         let all = ["get", "deployments,daemonsets", "--all-namespaces"];
-        let waiting = unready(&kubectl.json(all)?);
-        Ok(if waiting.is_empty() {
-            Look::There(())
-        } else {
-            Look::Missing(waiting.join(", "))
-        })
+        waiting = unready(&kubectl.json(all)?);
+        if waiting.is_empty() {
+            return Ok(Look::There(()));
+        }
+        if let Some(pod) = hopeless(&kubectl.json(["get", "pods", "--all-namespaces"])?) {
+            bail!("{pod}");
+        }
+        let waiting: Vec<String> = waiting.iter().map(Workload::to_string).collect();
+        Ok(Look::Missing(waiting.join(", ")))
     });
     ready.map_err(|error| {
+        let logs: String = waiting
+            .iter()
+            .map(|workload| workload.log(kubectl))
+            .collect();
         let events = [
             "get",
             "events",
@@ -48,30 +68,103 @@ pub(super) fn apply(kubectl: &Kubectl, what: &str, manifests: &str) -> Result<()
         ];
         let events = kubectl.output(events).unwrap_or_default();
         let from = events.lines().count().saturating_sub(EVENTS);
-        let last: Vec<&str> = events.lines().skip(from).collect();
-        error.context(format!("the last events:\n  {}\n", last.join("\n  ")))
+        let events: Vec<&str> = events.lines().skip(from).collect();
+        error.context(format!(
+            "the last events:\n  {}\n{logs}",
+            events.join("\n  ")
+        ))
     })
 }
 
-/// Deployments and `DaemonSet`s whose pods are not all there.
-fn unready(list: &Value) -> Vec<String> {
-    let items = list.get("items").and_then(Value::as_array);
-    items.into_iter().flatten().filter_map(waiting).collect()
+/// A Deployment or a `DaemonSet` whose pods are not all there.
+#[derive(Debug)]
+struct Workload {
+    namespace: String,
+    kind: String,
+    name: String,
+    ready: u64,
+    wanted: u64,
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            namespace,
+            name,
+            ready,
+            wanted,
+            ..
+        } = self;
+        write!(f, "{namespace}/{name}: {ready} of {wanted}")
+    }
+}
+
+impl Workload {
+    /// The end of what one of its pods has said.
+    fn log(&self, kubectl: &Kubectl) -> String {
+        let object = format!("{}/{}", self.kind.to_lowercase(), self.name);
+        let log = ["logs", "--tail=8", "--namespace", &self.namespace, &object];
+        let said = kubectl.output(log).unwrap_or_default();
+        let lines: Vec<&str> = said.lines().collect();
+        format!("the log of {object}:\n  {}\n", lines.join("\n  "))
+    }
+}
+
+fn unready(list: &Value) -> Vec<Workload> {
+    items(list).filter_map(waiting).collect()
 }
 
 /// What one of them waits for.
-fn waiting(item: &Value) -> Option<String> {
+fn waiting(item: &Value) -> Option<Workload> {
     let number = |path: &str| item.pointer(path).and_then(Value::as_u64);
-    let text = |path: &str| item.pointer(path).and_then(Value::as_str).unwrap_or("?");
-    let (wanted, ready) = match text("/kind") {
+    let kind = text(item, "/kind");
+    let (wanted, ready) = match kind.as_str() {
         "DaemonSet" => ("/status/desiredNumberScheduled", "/status/numberReady"),
         _ => ("/spec/replicas", "/status/readyReplicas"),
     };
     let (wanted, ready) = (number(wanted).unwrap_or(0), number(ready).unwrap_or(0));
     // Nothing is known of it before its controller has looked at it.
     let is_known = number("/status/observedGeneration") == number("/metadata/generation");
-    let (namespace, name) = (text("/metadata/namespace"), text("/metadata/name"));
-    (!is_known || ready < wanted).then(|| format!("{namespace}/{name}: {ready} of {wanted}"))
+    (!is_known || ready < wanted).then(|| Workload {
+        namespace: text(item, "/metadata/namespace"),
+        kind,
+        name: text(item, "/metadata/name"),
+        ready,
+        wanted,
+    })
+}
+
+/// A pod that won't become ready by waiting: its program ends again and again, or its image is
+/// nowhere.
+fn hopeless(list: &Value) -> Option<String> {
+    items(list).find_map(|pod| {
+        let statuses = pod.pointer("/status/containerStatuses");
+        let statuses = statuses.and_then(Value::as_array).into_iter().flatten();
+        statuses.into_iter().find_map(|status| {
+            let restarts = status.get("restartCount").and_then(Value::as_u64);
+            let reason = text(status, "/state/waiting/reason");
+            let is_hopeless = match reason.as_str() {
+                "CrashLoopBackOff" => restarts.unwrap_or(0) >= RESTARTS,
+                reason => IMAGE_TROUBLE.contains(&reason),
+            };
+            let (namespace, name) = (
+                text(pod, "/metadata/namespace"),
+                text(pod, "/metadata/name"),
+            );
+            let message = text(status, "/state/waiting/message");
+            is_hopeless.then(|| format!("pod {namespace}/{name}: {reason}: {message}"))
+        })
+    })
+}
+
+fn items(list: &Value) -> impl Iterator<Item = &Value> {
+    let items = list.get("items").and_then(Value::as_array);
+    items.into_iter().flatten()
+}
+
+fn text(item: &Value, path: &str) -> String {
+    let text = item.pointer(path).and_then(Value::as_str);
+    text.unwrap_or("?").to_owned()
 }
 
 #[cfg(test)]
@@ -105,9 +198,26 @@ mod tests {
                 &json!({"observedGeneration": 2, "desiredNumberScheduled": 2, "numberReady": 2}),
             ),
         ]});
-        assert_eq!(
-            unready(&list),
-            ["x/deployment: 0 of 1", "x/daemonset: 1 of 2"]
-        );
+        let waiting: Vec<String> = unready(&list).iter().map(Workload::to_string).collect();
+        assert_eq!(waiting, ["x/deployment: 0 of 1", "x/daemonset: 1 of 2"]);
+    }
+
+    #[test]
+    fn a_pod_that_ends_again_and_again_or_has_no_image_is_not_waited_for() {
+        let pods = |reason: &str, restarts: u64| {
+            json!({"items": [{
+                "metadata": {"namespace": "x", "name": "y"},
+                "status": {"containerStatuses": [{
+                    "restartCount": restarts,
+                    "state": {"waiting": {"reason": reason, "message": "why"}},
+                }]},
+            }]})
+        };
+        let pod = hopeless(&pods("CrashLoopBackOff", RESTARTS)).unwrap();
+        assert_eq!(pod, "pod x/y: CrashLoopBackOff: why");
+        assert!(hopeless(&pods("ImagePullBackOff", 0)).is_some());
+        assert!(hopeless(&pods("CrashLoopBackOff", 1)).is_none());
+        assert!(hopeless(&pods("ContainerCreating", 9)).is_none());
+        assert!(hopeless(&json!({"items": []})).is_none());
     }
 }
