@@ -9,6 +9,7 @@ mod kubectl;
 mod network;
 mod node;
 mod parts;
+mod picket;
 mod process;
 mod state;
 mod steps;
@@ -18,7 +19,7 @@ mod workloads;
 use std::ffi::OsString;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Subcommand;
 
 pub(crate) use parts::{Group, ensure};
@@ -54,6 +55,8 @@ pub(crate) struct Args {
 enum Task {
     /// Start a cluster with Picket in it: nodes, DNS, deploy/picket.yaml. Root.
     Up(up::Args),
+    /// Build Picket anew, load it on all nodes and replace the agents. Root.
+    Load(picket::Args),
     /// End the cluster, whole or not, and remove every trace of it. Root.
     Down,
     /// Show nodes, pods, and where the logs are.
@@ -87,6 +90,7 @@ struct Passed {
 pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.task {
         Task::Up(args) => up::run(args),
+        Task::Load(args) => picket::load(args),
         Task::Down => down(),
         Task::Status => status(),
         Task::Exec(args) => exec(args),
@@ -97,11 +101,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn down() -> Result<()> {
     if !step::is_root()? {
-        let program = std::env::current_exe().context("finding the xtask program")?;
-        return Step::new(program)
-            .args(["cluster", "down"])
-            .with_root("ending namespaces")?
-            .replace();
+        return picket::again_as_root(None);
     }
     let started = Instant::now();
     let state = State::find()?;

@@ -3,9 +3,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use anyhow::{Context as _, Result};
 
+use super::{node, process};
 use crate::apt::Archive;
 use crate::musl::Arch;
 use crate::oci::{self, Image};
@@ -132,6 +134,33 @@ fn userland(arch: Arch, parts: &Path, debian: &Path) -> Result<Image> {
         image = image.symlink(&format!("/bin/{applet}"), BUSYBOX);
     }
     Ok(image)
+}
+
+/// Loads archives on nodes, which are named by their first process, all at once.
+pub(super) fn load(nodes: &[(String, u32)], archives: &[PathBuf]) -> Result<()> {
+    let import = |name: &str, pid: u32| -> Result<()> {
+        for archive in archives {
+            let mut ctr = node::command(pid, "ctr");
+            ctr.args(["--namespace", "k8s.io", "images", "import"])
+                .arg(archive);
+            process::output(&mut ctr)
+                .with_context(|| format!("{name}: loading {}", archive.display()))?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let imports: Vec<_> = nodes
+            .iter()
+            .map(|(name, pid)| scope.spawn(move || import(name, *pid)))
+            .collect();
+        for import in imports {
+            match import.join() {
+                Ok(outcome) => outcome?,
+                Err(panicked) => std::panic::resume_unwind(panicked),
+            }
+        }
+        Ok(())
+    })
 }
 
 #[cfg(test)]

@@ -17,6 +17,9 @@ use crate::step::Step;
 /// What programs are found by on a node.
 const PATH: &str = "/run/parts:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The control plane's name.
+pub(super) const CONTROL_PLANE: &str = "cp";
+
 /// How long a node's mounts may take.
 const MOUNTS: Duration = Duration::from_secs(20);
 
@@ -81,7 +84,7 @@ impl Node {
 
     /// A command on the node.
     pub(super) fn command(&self, program: &str) -> Command {
-        enter(self.pid, &[program.into()])
+        command(self.pid, program)
     }
 
     /// Starts a program that goes on; its log is beside the node's files.
@@ -155,6 +158,11 @@ fn enter(pid: u32, words: &[OsString]) -> Command {
     let mut command = process::command("nsenter");
     command.args(namespaces(pid)).args(words).env("PATH", PATH);
     command
+}
+
+/// A command on the node whose first process is `pid`.
+pub(super) fn command(pid: u32, program: &str) -> Command {
+    enter(pid, &[program.into()])
 }
 
 /// The same for a person, at the terminal.

@@ -4,7 +4,6 @@ use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
@@ -14,17 +13,14 @@ use super::certs::Authority;
 use super::config::{self, PKI, Shape};
 use super::kubectl::Kubectl;
 use super::network;
-use super::node::{self, Node};
+use super::node::{self, CONTROL_PLANE, Node};
 use super::process::{self, Look, TooLate, wait_for};
 use super::state::State;
-use super::{cgroup, workloads};
+use super::{cgroup, images, workloads};
 use crate::places;
 
 /// What each step may take; machines that are busy with builds are slow.
 const PATIENCE: Duration = Duration::from_mins(2);
-
-/// The control plane's name.
-const CONTROL_PLANE: &str = "cp";
 
 /// What pods get their interfaces by: Debian's, copied to each node as an installer would.
 const PLUGINS: &str = "/usr/lib/cni";
@@ -90,7 +86,11 @@ impl<'a> Cluster<'a> {
             )?;
             node.run(self.state, &config::start_kube_proxy())?;
         }
-        self.load_images(&nodes)?;
+        let running: Vec<(String, u32)> = nodes
+            .iter()
+            .map(|node| (node.name.clone(), node.pid))
+            .collect();
+        images::load(&running, self.archives)?;
         self.say("images are loaded");
         self.nodes_are_ready(&mut control_plane, &mut nodes)?;
         self.say("all nodes are Ready");
@@ -100,15 +100,6 @@ impl<'a> Cluster<'a> {
             .map_err(|error| explained(error, &nodes))?;
         self.say("DNS runs");
         self.state.set_complete(self.parts)
-    }
-
-    /// Applies these manifests as they are.
-    pub(super) fn install(&self, manifests: &Path) -> Result<()> {
-        let shown = manifests.display().to_string();
-        let text = fs::read_to_string(manifests).with_context(|| format!("reading {shown}"))?;
-        workloads::apply(&self.kubectl, &shown, &text)?;
-        self.say(&format!("what {shown} asks for runs"));
-        Ok(())
     }
 
     fn say(&self, what: &str) {
@@ -264,33 +255,6 @@ impl<'a> Cluster<'a> {
             answered.map_err(|error| explained(error, std::slice::from_ref(node)))?;
         }
         Ok(())
-    }
-
-    /// On all nodes at once.
-    fn load_images(&self, nodes: &[Node]) -> Result<()> {
-        let import = |node: &Node| -> Result<()> {
-            for archive in self.archives {
-                let mut ctr = node.command("ctr");
-                ctr.args(["--namespace", "k8s.io", "images", "import"])
-                    .arg(archive);
-                process::output(&mut ctr)
-                    .with_context(|| format!("{}: loading {}", node.name, archive.display()))?;
-            }
-            Ok(())
-        };
-        thread::scope(|scope| {
-            let imports: Vec<_> = nodes
-                .iter()
-                .map(|node| scope.spawn(move || import(node)))
-                .collect();
-            for import in imports {
-                match import.join() {
-                    Ok(outcome) => outcome?,
-                    Err(panicked) => std::panic::resume_unwind(panicked),
-                }
-            }
-            Ok(())
-        })
     }
 
     fn nodes_are_ready(&self, control_plane: &mut Node, nodes: &mut [Node]) -> Result<()> {

@@ -1,25 +1,21 @@
 //! `cargo xtask cluster up`: what has to be there before, and what is said after. Whatever fails,
 //! nothing is left.
 
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use super::config::{Cni, Proxy, Shape};
 use super::images;
+use super::kubectl::Kubectl;
 use super::network::Family;
 use super::parts::{self, Group};
+use super::picket;
 use super::state::State;
 use super::steps::Cluster;
-use crate::image;
-use crate::places;
 use crate::setup::{self, What};
-use crate::step::{self, Step};
-
-/// The manifests that are applied as they are.
-const MANIFESTS: &str = "deploy/picket.yaml";
+use crate::step;
 
 /// What the cluster is like.
 #[derive(Debug, clap::Args)]
@@ -52,16 +48,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     setup::ensure(What::Cluster)?;
     let parts = parts::ensure(Group::All)?;
     let mut archives = images::ensure(&parts)?;
-    let picket = picket(args)?;
+    let image = if args.bare {
+        None
+    } else {
+        Some(picket::archive(args.image.as_deref())?)
+    };
     if !step::is_root()? {
-        return as_root(args, picket.as_deref());
+        return picket::again_as_root(image.as_deref().filter(|_| args.image.is_none()));
     }
     let claim = state.claim()?;
     state.is_free()?;
     if state.clear()? {
         eprintln!("removed what an earlier cluster left that did not come up");
     }
-    archives.extend(picket.clone());
+    archives.extend(image.clone());
     let shape = Shape {
         nodes: args.nodes.into(),
         cni: args.cni,
@@ -79,49 +79,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     drop(claim);
     // Whoever wants to know why Picket does not run looks at the cluster.
-    let installed = match picket {
-        Some(_) => cluster.install(&places::root().join(MANIFESTS)),
+    let installed = match image {
+        Some(_) => picket::install(&Kubectl::new(&state, &parts)),
         None => Ok(()),
     };
     eprintln!("up after {:.1} s", started.elapsed().as_secs_f32());
     teach(&state);
     installed.context("the cluster is up, but not Picket in it")
-}
-
-/// The archive of Picket's image, if there are manifests that want it.
-fn picket(args: &Args) -> Result<Option<PathBuf>> {
-    if args.bare {
-        return Ok(None);
-    }
-    if !places::root().join(MANIFESTS).is_file() {
-        eprintln!("there is no {MANIFESTS}: the cluster will be without Picket");
-        return Ok(None);
-    }
-    let archive = match &args.image {
-        Some(archive) => step::called_from()?.join(archive),
-        None => image::build(&[], image::PROFILE, None)?,
-    };
-    if !archive.is_file() {
-        bail!("--image {}: there is no such file", archive.display());
-    }
-    Ok(Some(archive))
-}
-
-/// The same, as root: what can be built without was built.
-fn as_root(args: &Args, picket: Option<&Path>) -> Result<()> {
-    let program = std::env::current_exe().context("finding the xtask program")?;
-    let mut words: Vec<OsString> = std::env::args_os().skip(1).collect();
-    match picket {
-        Some(_) if args.image.is_some() => {}
-        Some(picket) => words.extend(["--image".into(), picket.into()]),
-        None if args.bare => {}
-        None => words.push("--bare".into()),
-    }
-    Step::new(program)
-        .args(words)
-        .dir(step::called_from()?)
-        .with_root("making namespaces")?
-        .replace()
 }
 
 /// How to use it. The one line on stdout is for a shell's `eval`.
@@ -132,6 +96,7 @@ fn teach(state: &State) {
 cargo xtask cluster kubectl get pods -A     kubectl, as the cluster's administrator
 cargo xtask cluster exec n1 -- ip route     a command on a node, as root
 cargo xtask cluster status                  nodes, pods, logs
+cargo xtask cluster load                    a Picket that you have changed, in place of the old
 cargo xtask cluster down                    ends it; nothing stays
 
 In this shell, for a kubectl of your own and everything else that reads it:"

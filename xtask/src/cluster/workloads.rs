@@ -39,6 +39,8 @@ pub(super) fn can_be_made(kubectl: &Kubectl) -> Result<()> {
 /// Applies manifests and waits until every pod of the cluster is ready. The error says what came of
 /// them last.
 pub(super) fn apply(kubectl: &Kubectl, what: &str, manifests: &str) -> Result<()> {
+    let pods = ["get", "pods", "--all-namespaces"];
+    let before = kubectl.json(pods)?;
     kubectl
         .apply(manifests)
         .with_context(|| format!("applying {what}"))?;
@@ -49,7 +51,7 @@ pub(super) fn apply(kubectl: &Kubectl, what: &str, manifests: &str) -> Result<()
         if waiting.is_empty() {
             return Ok(Look::There(()));
         }
-        if let Some(pod) = hopeless(&kubectl.json(["get", "pods", "--all-namespaces"])?) {
+        if let Some(pod) = hopeless(&kubectl.json(pods)?, &before) {
             bail!("{pod}");
         }
         let waiting: Vec<String> = waiting.iter().map(Workload::to_string).collect();
@@ -118,11 +120,21 @@ fn unready(list: &Value) -> Vec<Workload> {
 fn waiting(item: &Value) -> Option<Workload> {
     let number = |path: &str| item.pointer(path).and_then(Value::as_u64);
     let kind = text(item, "/kind");
-    let (wanted, ready) = match kind.as_str() {
-        "DaemonSet" => ("/status/desiredNumberScheduled", "/status/numberReady"),
-        _ => ("/spec/replicas", "/status/readyReplicas"),
+    let (wanted, ready, new) = match kind.as_str() {
+        "DaemonSet" => (
+            "/status/desiredNumberScheduled",
+            "/status/numberReady",
+            "/status/updatedNumberScheduled",
+        ),
+        _ => (
+            "/spec/replicas",
+            "/status/readyReplicas",
+            "/status/updatedReplicas",
+        ),
     };
-    let (wanted, ready) = (number(wanted).unwrap_or(0), number(ready).unwrap_or(0));
+    let number_of = |path: &str| number(path).unwrap_or(0);
+    // One of an earlier version that is ready will be replaced.
+    let (wanted, ready) = (number_of(wanted), number_of(ready).min(number_of(new)));
     // Nothing is known of it before its controller has looked at it.
     let is_known = number("/status/observedGeneration") == number("/metadata/generation");
     (!is_known || ready < wanted).then(|| Workload {
@@ -135,9 +147,11 @@ fn waiting(item: &Value) -> Option<Workload> {
 }
 
 /// A pod that won't become ready by waiting: its program ends again and again, or its image is
-/// nowhere.
-fn hopeless(list: &Value) -> Option<String> {
-    items(list).find_map(|pod| {
+/// nowhere. One that was there `before` may be of a version that goes.
+fn hopeless(list: &Value, before: &Value) -> Option<String> {
+    let old: Vec<String> = items(before).map(uid).collect();
+    let new = items(list).filter(|pod| !old.contains(&uid(pod)));
+    new.into_iter().find_map(|pod| {
         let statuses = pod.pointer("/status/containerStatuses");
         let statuses = statuses.and_then(Value::as_array).into_iter().flatten();
         statuses.into_iter().find_map(|status| {
@@ -155,6 +169,10 @@ fn hopeless(list: &Value) -> Option<String> {
             is_hopeless.then(|| format!("pod {namespace}/{name}: {reason}: {message}"))
         })
     })
+}
+
+fn uid(pod: &Value) -> String {
+    text(pod, "/metadata/uid")
 }
 
 fn items(list: &Value) -> impl Iterator<Item = &Value> {
@@ -178,46 +196,57 @@ mod tests {
         json!({"kind": kind, "metadata": metadata, "spec": spec, "status": status})
     }
 
+    fn daemon_set(ready: u64, updated: u64) -> Value {
+        let status = json!({
+            "observedGeneration": 2,
+            "desiredNumberScheduled": 2,
+            "numberReady": ready,
+            "updatedNumberScheduled": updated,
+        });
+        item("DaemonSet", &json!({}), &status)
+    }
+
     #[test]
-    fn what_its_controller_has_not_seen_or_has_too_few_pods_is_waited_for() {
+    fn what_its_controller_has_not_seen_or_has_too_few_new_pods_is_waited_for() {
         let list = json!({"items": [
             item("Deployment", &json!({"replicas": 1}), &json!({})),
             item(
                 "Deployment",
                 &json!({"replicas": 1}),
-                &json!({"observedGeneration": 2, "readyReplicas": 1}),
+                &json!({"observedGeneration": 2, "readyReplicas": 1, "updatedReplicas": 1}),
             ),
-            item(
-                "DaemonSet",
-                &json!({}),
-                &json!({"observedGeneration": 2, "desiredNumberScheduled": 2, "numberReady": 1}),
-            ),
-            item(
-                "DaemonSet",
-                &json!({}),
-                &json!({"observedGeneration": 2, "desiredNumberScheduled": 2, "numberReady": 2}),
-            ),
+            daemon_set(1, 2),
+            daemon_set(2, 1),
+            daemon_set(2, 2),
         ]});
         let waiting: Vec<String> = unready(&list).iter().map(Workload::to_string).collect();
-        assert_eq!(waiting, ["x/deployment: 0 of 1", "x/daemonset: 1 of 2"]);
+        assert_eq!(
+            waiting,
+            [
+                "x/deployment: 0 of 1",
+                "x/daemonset: 1 of 2",
+                "x/daemonset: 1 of 2"
+            ]
+        );
     }
 
     #[test]
     fn a_pod_that_ends_again_and_again_or_has_no_image_is_not_waited_for() {
         let pods = |reason: &str, restarts: u64| {
             json!({"items": [{
-                "metadata": {"namespace": "x", "name": "y"},
+                "metadata": {"namespace": "x", "name": "y", "uid": "1"},
                 "status": {"containerStatuses": [{
                     "restartCount": restarts,
                     "state": {"waiting": {"reason": reason, "message": "why"}},
                 }]},
             }]})
         };
-        let pod = hopeless(&pods("CrashLoopBackOff", RESTARTS)).unwrap();
+        let (none, ended) = (json!({"items": []}), pods("CrashLoopBackOff", RESTARTS));
+        let pod = hopeless(&ended, &none).unwrap();
         assert_eq!(pod, "pod x/y: CrashLoopBackOff: why");
-        assert!(hopeless(&pods("ImagePullBackOff", 0)).is_some());
-        assert!(hopeless(&pods("CrashLoopBackOff", 1)).is_none());
-        assert!(hopeless(&pods("ContainerCreating", 9)).is_none());
-        assert!(hopeless(&json!({"items": []})).is_none());
+        assert!(hopeless(&ended, &ended).is_none(), "it was there before");
+        assert!(hopeless(&pods("ImagePullBackOff", 0), &none).is_some());
+        assert!(hopeless(&pods("CrashLoopBackOff", 1), &none).is_none());
+        assert!(hopeless(&pods("ContainerCreating", 9), &none).is_none());
     }
 }

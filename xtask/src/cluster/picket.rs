@@ -1,0 +1,92 @@
+//! Picket in the cluster: its image on every node, its manifests applied as they are; and a new
+//! version of it in the place of the old.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::images;
+use super::kubectl::Kubectl;
+use super::node::CONTROL_PLANE;
+use super::state::State;
+use super::workloads;
+use crate::image;
+use crate::places;
+use crate::step::{self, Step};
+
+/// What is applied.
+const MANIFESTS: &str = "deploy/picket.yaml";
+
+/// What these manifests call the agents, and where they put them.
+const AGENTS: [&str; 3] = ["daemonset/picket", "--namespace", "picket-system"];
+
+/// Which version.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// An image archive to load instead of building one.
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+}
+
+/// `cargo xtask cluster load`.
+pub(super) fn load(args: &Args) -> Result<()> {
+    let started = Instant::now();
+    let state = State::find()?;
+    let kubectl = Kubectl::new(&state, &state.parts()?);
+    let archive = archive(args.image.as_deref())?;
+    if !step::is_root()? {
+        return again_as_root(args.image.is_none().then_some(archive.as_path()));
+    }
+    let mut nodes = Vec::new();
+    for node in state.nodes() {
+        if node != CONTROL_PLANE {
+            let pid = state.pid_of(&node)?;
+            nodes.push((node, pid));
+        }
+    }
+    images::load(&nodes, &[archive])?;
+    if kubectl.output(["get"].iter().chain(&AGENTS)).is_ok() {
+        // The image's name is the same: nothing else tells that it is another one.
+        kubectl.output(["rollout", "restart"].iter().chain(&AGENTS))?;
+    }
+    install(&kubectl)?;
+    eprintln!("loaded after {:.1} s", started.elapsed().as_secs_f32());
+    Ok(())
+}
+
+/// The archive of Picket's image: this one, or one that is built.
+pub(super) fn archive(image: Option<&Path>) -> Result<PathBuf> {
+    let Some(image) = image else {
+        return image::build(&[], image::PROFILE, None);
+    };
+    let archive = step::called_from()?.join(image);
+    if !archive.is_file() {
+        bail!("--image {}: there is no such file", archive.display());
+    }
+    Ok(archive)
+}
+
+/// Applies the manifests as they are, and waits for the agents.
+pub(super) fn install(kubectl: &Kubectl) -> Result<()> {
+    let manifests = places::root().join(MANIFESTS);
+    let text = fs::read_to_string(&manifests)
+        .with_context(|| format!("reading {}", manifests.display()))?;
+    workloads::apply(kubectl, MANIFESTS, &text)
+}
+
+/// The very command again, as root: what can be built without was built, such as this image.
+pub(super) fn again_as_root(built: Option<&Path>) -> Result<()> {
+    let program = std::env::current_exe().context("finding the xtask program")?;
+    let mut words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if let Some(image) = built {
+        words.extend(["--image".into(), image.into()]);
+    }
+    Step::new(program)
+        .args(words)
+        .dir(step::called_from()?)
+        .with_root("entering and making namespaces")?
+        .replace()
+}
