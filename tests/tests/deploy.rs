@@ -19,18 +19,19 @@ fn text(name: &str) -> Result<String> {
     fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
 }
 
-/// The agent's DaemonSet, as `picket.yaml` has it.
-fn daemon_set() -> Result<Value> {
-    let objects: Vec<Value> =
-        serde_saphyr::from_multiple(&text("picket.yaml")?).context("reading picket.yaml")?;
-    let mut sets = objects
-        .into_iter()
-        .filter(|object| object["kind"] == "DaemonSet");
-    sets.next().context("picket.yaml has no DaemonSet")
+/// What is at a JSON pointer.
+fn part<'a>(value: &'a Value, path: &str) -> Result<&'a Value> {
+    value.pointer(path).with_context(|| format!("no {path}"))
 }
 
-fn container(set: &Value) -> &Value {
-    &set["spec"]["template"]["spec"]["containers"][0]
+/// What the pods of the agent's `DaemonSet` are, as `picket.yaml` has it.
+fn pod() -> Result<Value> {
+    let objects: Vec<Value> =
+        serde_saphyr::from_multiple(&text("picket.yaml")?).context("reading picket.yaml")?;
+    let is_set = |object: &&Value| object.get("kind").is_some_and(|kind| kind == "DaemonSet");
+    let set = objects.iter().find(is_set);
+    let set = set.context("picket.yaml has no DaemonSet")?;
+    Ok(part(set, "/spec/template/spec")?.clone())
 }
 
 #[test]
@@ -54,9 +55,10 @@ fn picket_yaml_is_the_kustomize_base_in_one_file() -> Result<()> {
 
 #[test]
 fn what_the_agent_opens_is_mounted_where_it_looks_for_it() -> Result<()> {
-    let set = daemon_set()?;
+    let pod = pod()?;
     let parent = |path: &str| Path::new(path).parent().map(Path::to_owned);
-    let mounts = container(&set)["volumeMounts"].as_array().context("none")?;
+    let mounts = part(&pod, "/containers/0/volumeMounts")?;
+    let mounts = mounts.as_array().context("no list")?;
     for place in [
         parent(DEFAULT_PINS),
         parent(DEFAULT_SOCKET),
@@ -67,7 +69,7 @@ fn what_the_agent_opens_is_mounted_where_it_looks_for_it() -> Result<()> {
         let place = place.to_str().context("no text")?;
         let mount = mounts.iter().find(|mount| mount["mountPath"] == place);
         let name = &mount.with_context(|| format!("{place}: not mounted"))?["name"];
-        let volumes = set["spec"]["template"]["spec"]["volumes"].as_array();
+        let volumes = pod["volumes"].as_array();
         let volume = volumes
             .into_iter()
             .flatten()
@@ -83,8 +85,8 @@ fn what_the_agent_opens_is_mounted_where_it_looks_for_it() -> Result<()> {
 
 #[test]
 fn every_variable_is_an_option_of_the_agent_and_probes_ask_where_it_answers() -> Result<()> {
-    let set = daemon_set()?;
-    let container = container(&set);
+    let pod = pod()?;
+    let container = part(&pod, "/containers/0")?;
     let output = run_picket(&["agent", "--help"])?;
     let help = String::from_utf8_lossy(&output.stdout);
     for variable in container["env"].as_array().context("no environment")? {
