@@ -182,41 +182,61 @@ fn is_alive(pid: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::process::Child;
 
     use super::*;
 
+    /// A process of this test alone, gone with it.
+    struct Sleeper(Child);
+
+    impl Sleeper {
+        fn marked(mark: &Path) -> Self {
+            let mut sleep = process::command("sleep");
+            let sleep = sleep.arg("600").env(MARK, mark);
+            let sleep = sleep.stdout(std::process::Stdio::null());
+            Self(sleep.stderr(std::process::Stdio::null()).spawn().unwrap())
+        }
+
+        fn is_alive(&self) -> bool {
+            is_alive(self.0.id())
+        }
+
+        /// It stays a zombie: its parent does not look.
+        fn kill(&mut self) {
+            self.0.kill().unwrap();
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            drop(self.0.kill());
+            drop(self.0.wait());
+        }
+    }
+
+    fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+        let look = || {
+            Ok(if is_so() {
+                Look::There(())
+            } else {
+                Look::Missing(String::new())
+            })
+        };
+        wait_for(what, Duration::from_secs(10), look).unwrap();
+    }
+
     #[test]
-    fn a_marked_process_is_found_and_ended_and_an_unmarked_one_is_not() {
+    fn a_marked_process_is_found_until_it_ends_and_an_unmarked_one_is_not() {
         let dir = std::env::temp_dir().join(format!("picket-state-{}", std::process::id()));
         let state = State { dir };
-        let mut marked = Command::new("sleep");
-        marked.arg("600").env(MARK, state.dir());
-        let mut marked = marked.spawn().unwrap();
-        let mut other = Command::new("sleep");
-        let mut other = other.arg("600").env(MARK, "/elsewhere").spawn().unwrap();
-        let found = wait_for("the mark", Duration::from_secs(10), || {
-            let found = state.processes();
-            Ok(if found.is_empty() {
-                Look::Missing("nothing found".to_owned())
-            } else {
-                Look::There(found)
-            })
-        });
-        assert_eq!(found.unwrap(), [marked.id()]);
-        assert!(is_alive(marked.id()));
-        marked.kill().unwrap();
-        wait_for("its end", Duration::from_secs(10), || {
-            Ok(if is_alive(marked.id()) {
-                Look::Missing("it lives".to_owned())
-            } else {
-                Look::There(())
-            })
-        })
-        .unwrap();
-        marked.wait().unwrap();
-        assert!(is_alive(other.id()));
-        other.kill().unwrap();
-        other.wait().unwrap();
+        let mut marked = Sleeper::marked(state.dir());
+        let other = Sleeper::marked(Path::new("/elsewhere"));
+        wait_until("the mark", || !state.processes().is_empty());
+        assert_eq!(state.processes(), [marked.0.id()]);
+        assert!(marked.is_alive() && other.is_alive());
+        marked.kill();
+        wait_until("its end", || !marked.is_alive());
+        assert!(state.processes().is_empty());
+        assert!(other.is_alive());
     }
 }
