@@ -1,8 +1,9 @@
 //! Wiring: who is started with what, and the order of shutdown. No decisions.
 //!
-//! Tasks and threads: the reconciler (the only writer), `manifests` and `endpoints` (threads that
-//! watch the world), the readers of the kernel's records and of the programs' own messages, the
-//! resets that answer a cut where `--on-cut reset` wants them, the servers.
+//! Tasks and threads: the reconciler (the only writer); `manifests`, a thread, or the tasks that keep
+//! up with an API; `endpoints`, a thread that watches interfaces; the readers of the kernel's records
+//! and of the programs' own messages; the resets that answer a cut where `--on-cut reset` wants them;
+//! the servers.
 
 use std::future::Future;
 use std::io;
@@ -92,9 +93,14 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> anyhow
     let events = dataplane.events()?;
     let diagnostics = dataplane.diagnostics()?;
 
-    let Objects::Directory(directory) = &config.objects;
-    let objects = source::directory::watch(directory)
-        .with_context(|| format!("watching {}", directory.display()))?;
+    let objects = match &config.objects {
+        Objects::Directory(directory) => source::directory::watch(directory)
+            .with_context(|| format!("watching {}", directory.display()))?,
+        Objects::Api(access) => {
+            let watched = source::kube::watch(access.clone()).await;
+            watched.context("reading how to reach the API server")?
+        }
+    };
     let sightings = endpoints::watch(&config.netns, &config.cni_results)
         .context("watching network interfaces")?;
     let (questions, asked) = mpsc::channel(QUESTIONS);
@@ -109,7 +115,7 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> anyhow
         shutdown: shut_down,
     };
     info!(
-        manifests = %directory.display(),
+        objects = %config.objects,
         netns = %config.netns.display(),
         pins = %dataplane.pins().display(),
         method = ?dataplane.method(),

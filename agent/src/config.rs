@@ -1,6 +1,7 @@
 //! The agent's configuration: raw options in, typed and validated once, never seen raw again.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use agent_common::maps::{MAPS, MapKind};
 
 use crate::dataplane::Method;
 use crate::endpoints::DEFAULT_CNI_RESULTS;
+use crate::source::kube::Access;
 
 /// Where the API's Unix socket is when nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/run/picket/agent.sock";
@@ -143,9 +145,21 @@ impl std::str::FromStr for LogFormat {
 /// What is wrong with an option.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ConfigError {
-    /// `--manifests` is missing or not a directory.
+    /// `--manifests` is not a directory.
     #[error("--manifests {0:?}: not a directory; name the directory that holds the objects")]
     Manifests(PathBuf),
+    /// `--kubeconfig` is not a file.
+    #[error("--kubeconfig {0:?}: not a file; name the file that says how to reach the API server")]
+    Kubeconfig(PathBuf),
+    /// Both `--manifests` and `--kubeconfig`.
+    #[error("--manifests and --kubeconfig: objects come from one place; leave out one of them")]
+    TwoSources,
+    /// Neither, and not in a pod.
+    #[error(
+        "no source of objects: write --manifests DIR, or --kubeconfig FILE; in a pod of a cluster, \
+         where KUBERNETES_SERVICE_HOST is set, neither is needed"
+    )]
+    NoSource,
     /// `--metrics` cannot be read.
     #[error("--metrics {0:?}: not an address; write 127.0.0.1:9911, :9911 or 9911")]
     Metrics(String),
@@ -205,7 +219,11 @@ pub enum ConfigError {
 #[derive(Clone, Debug)]
 pub struct Options {
     /// `--manifests`.
-    pub manifests: PathBuf,
+    pub manifests: Option<PathBuf>,
+    /// `--kubeconfig`.
+    pub kubeconfig: Option<PathBuf>,
+    /// This runs in a pod, which knows its cluster.
+    pub is_in_cluster: bool,
     /// `--node`.
     pub node: Option<String>,
     /// `--metrics`.
@@ -238,7 +256,9 @@ impl Options {
     /// The options of an agent of which only the directory was said.
     pub fn new(manifests: impl Into<PathBuf>) -> Self {
         Self {
-            manifests: manifests.into(),
+            manifests: Some(manifests.into()),
+            kubeconfig: None,
+            is_in_cluster: false,
             node: None,
             metrics: None,
             socket: PathBuf::from(DEFAULT_SOCKET),
@@ -297,6 +317,36 @@ pub struct Config {
 pub enum Objects {
     /// A watched directory of manifests.
     Directory(PathBuf),
+    /// A Kubernetes API.
+    Api(Access),
+}
+
+impl Objects {
+    fn of(options: &Options) -> Result<Self, ConfigError> {
+        match (&options.manifests, &options.kubeconfig) {
+            (Some(_), Some(_)) => Err(ConfigError::TwoSources),
+            (Some(directory), None) if !directory.is_dir() => {
+                Err(ConfigError::Manifests(directory.clone()))
+            }
+            (Some(directory), None) => Ok(Self::Directory(directory.clone())),
+            (None, Some(file)) if file.is_dir() || !file.exists() => {
+                Err(ConfigError::Kubeconfig(file.clone()))
+            }
+            (None, Some(file)) => Ok(Self::Api(Access::Kubeconfig(file.clone()))),
+            (None, None) if options.is_in_cluster => Ok(Self::Api(Access::InCluster)),
+            (None, None) => Err(ConfigError::NoSource),
+        }
+    }
+}
+
+impl fmt::Display for Objects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) => write!(f, "manifests in {}", path.display()),
+            Self::Api(Access::Kubeconfig(path)) => write!(f, "the API of {}", path.display()),
+            Self::Api(Access::InCluster) => f.write_str("the API of this cluster"),
+        }
+    }
 }
 
 /// Entries per map, where they differ from `agent_common::maps::MAPS`.
@@ -368,14 +418,12 @@ fn sizeable() -> impl Iterator<Item = &'static str> {
 }
 
 impl Config {
-    /// Validates options. Reads nothing but whether the manifests directory is one.
+    /// Validates options. Reads nothing but whether the directory or file that they name is one.
     ///
     /// # Errors
     /// The first option that cannot be what it says, with the remedy.
     pub fn new(options: Options) -> Result<Self, ConfigError> {
-        if !options.manifests.is_dir() {
-            return Err(ConfigError::Manifests(options.manifests));
-        }
+        let objects = Objects::of(&options)?;
         if options.node.as_deref() == Some("") {
             return Err(ConfigError::EmptyNode);
         }
@@ -394,7 +442,7 @@ impl Config {
                 .map(metrics_address)
                 .transpose()?,
             capacities: Capacities::parse(&options.capacities)?,
-            objects: Objects::Directory(options.manifests),
+            objects,
             node: options.node,
             socket: options.socket,
             pins: options.pins,
@@ -539,9 +587,48 @@ mod tests {
             config(|options| options.node = Some(String::new())),
             Err(ConfigError::EmptyNode)
         );
-        assert_eq!(
-            config(|options| options.manifests = "/nowhere/at/all".into()),
-            Err(ConfigError::Manifests("/nowhere/at/all".into()))
-        );
+    }
+
+    #[test]
+    fn objects_come_from_exactly_one_place() {
+        let nowhere = || PathBuf::from("/nowhere/at/all");
+        let of = |manifests: Option<&str>, kubeconfig: Option<&str>, is_in_cluster| {
+            let config = config(|options| {
+                options.manifests = manifests.map(Into::into);
+                options.kubeconfig = kubeconfig.map(Into::into);
+                options.is_in_cluster = is_in_cluster;
+            });
+            config.map(|config| config.objects)
+        };
+        let api = |access| Ok(Objects::Api(access));
+        let file = "/proc/self/status";
+        for is_in_cluster in [false, true] {
+            assert_eq!(
+                of(Some("/"), None, is_in_cluster),
+                Ok(Objects::Directory("/".into()))
+            );
+            assert_eq!(
+                of(None, Some(file), is_in_cluster),
+                api(Access::Kubeconfig(file.into()))
+            );
+            assert_eq!(
+                of(Some("/"), Some(file), is_in_cluster),
+                Err(ConfigError::TwoSources)
+            );
+            assert_eq!(
+                of(Some("/nowhere/at/all"), None, is_in_cluster),
+                Err(ConfigError::Manifests(nowhere()))
+            );
+            assert_eq!(
+                of(None, Some("/nowhere/at/all"), is_in_cluster),
+                Err(ConfigError::Kubeconfig(nowhere()))
+            );
+            assert_eq!(
+                of(None, Some("/"), is_in_cluster),
+                Err(ConfigError::Kubeconfig("/".into()))
+            );
+        }
+        assert_eq!(of(None, None, true), api(Access::InCluster));
+        assert_eq!(of(None, None, false), Err(ConfigError::NoSource));
     }
 }

@@ -8,6 +8,7 @@
 mod content;
 pub mod directory;
 mod documents;
+pub mod kube;
 mod object;
 mod store;
 

@@ -153,11 +153,16 @@ pub fn node(object: &core::Node) -> (Option<Node>, Vec<Finding>) {
     (Some(node), reader.finish())
 }
 
+/// True for annotations that mean something here: no other one is kept.
+pub fn is_our_annotation(key: &str) -> bool {
+    key.starts_with(OUR_ANNOTATIONS)
+}
+
 fn our_annotations(annotations: Option<&BTreeMap<String, String>>) -> Labels {
     annotations
         .into_iter()
         .flatten()
-        .filter(|(key, _)| key.starts_with(OUR_ANNOTATIONS))
+        .filter(|(key, _)| is_our_annotation(key))
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect()
 }

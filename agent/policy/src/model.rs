@@ -111,7 +111,7 @@ pub enum Phase {
 }
 
 /// A pod, trimmed to what policy needs.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Pod {
     /// Identity.
     pub uid: PodUid,
@@ -163,7 +163,7 @@ impl Pod {
 }
 
 /// A namespace.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Namespace {
     /// Name.
     pub name: Arc<str>,
@@ -174,7 +174,7 @@ pub struct Namespace {
 }
 
 /// A node: whose addresses are "the node".
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Node {
     /// Name.
     pub name: Arc<str>,
@@ -187,7 +187,7 @@ pub struct Node {
 }
 
 /// A NetworkPolicy after defaulting and validation.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Policy {
     /// Namespace and name.
     pub name: ObjectName,
@@ -360,7 +360,7 @@ impl fmt::Display for Finding {
 }
 
 /// Any change of the ground state, from a watch or from a directory.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum Change {
     /// A pod was added or changed.
     Pod(Box<Pod>),

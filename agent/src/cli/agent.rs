@@ -10,20 +10,31 @@ use crate::config::{
 use crate::dataplane::Method;
 use crate::endpoints::DEFAULT_CNI_RESULTS;
 
+/// Set in every container of a cluster.
+const IN_CLUSTER: &str = "KUBERNETES_SERVICE_HOST";
+
 /// Enforce policy on this node
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 What is in force stays in force when the agent stops, crashes or is upgraded: programs and maps
 are pinned. `picket uninstall` takes everything away.
 
+Objects come from a directory of manifests, or from a Kubernetes API: the one that --kubeconfig
+names, or, with neither option in a pod of a cluster, that cluster's with the pod's service account,
+which needs list and watch of namespaces, nodes, pods and networkpolicies.
+
 Examples:
   picket agent --manifests manifests/
   picket agent --manifests manifests/ --metrics :9911
-  picket agent --manifests manifests/ --node node-a --posture open")]
+  picket agent --manifests manifests/ --node node-a --posture open
+  picket agent --kubeconfig /etc/picket/kubeconfig --node node-a")]
 pub(super) struct Args {
     /// Directory of manifests to enforce, watched with everything below it
     #[arg(long, value_name = "DIR", env = "PICKET_MANIFESTS")]
-    manifests: PathBuf,
+    manifests: Option<PathBuf>,
+    /// Kubeconfig of the API server whose objects to enforce; $KUBECONFIG is not looked at
+    #[arg(long, value_name = "FILE", env = "PICKET_KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
     /// Only pods whose spec.nodeName is this are local; without it, every pod found here is
     #[arg(long, value_name = "NAME", env = "PICKET_NODE")]
     node: Option<String>,
@@ -99,6 +110,8 @@ impl Args {
     pub(super) fn run(self) -> anyhow::Result<Outcome> {
         let config = Config::new(Options {
             manifests: self.manifests,
+            kubeconfig: self.kubeconfig,
+            is_in_cluster: std::env::var_os(IN_CLUSTER).is_some(),
             node: self.node,
             metrics: self.metrics,
             socket: self.socket,

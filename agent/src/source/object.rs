@@ -14,7 +14,7 @@ use serde_json::Value;
 
 /// No object larger than this, as JSON, is taken: an API server takes no larger request either, and
 /// what one object costs the engine is bounded by it.
-const MAX_OBJECT_BYTES: u64 = 3 << 20;
+pub(super) const MAX_OBJECT_BYTES: u64 = 3 << 20;
 
 /// Kinds that are looked at, in the order in which they are applied.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -52,7 +52,7 @@ impl Kind {
         }
     }
 
-    const fn is_namespaced(self) -> bool {
+    pub(super) const fn is_namespaced(self) -> bool {
         match self {
             Self::Namespace | Self::Node => false,
             Self::Pod | Self::NetworkPolicy | Self::Service | Self::EndpointSlice => true,
@@ -273,7 +273,7 @@ fn typed<K: DeserializeOwned>(
     }
 }
 
-fn unreadable(key: Key, field: &str, message: &str) -> Reading {
+pub(super) fn unreadable(key: Key, field: &str, message: &str) -> Reading {
     Reading::Unreadable {
         finding: fault(&key, field, message),
         key,
@@ -282,7 +282,7 @@ fn unreadable(key: Key, field: &str, message: &str) -> Reading {
 }
 
 /// What it was before stays; where nobody knows that, a policy isolates: it may well have.
-fn too_large(key: Key, bytes: u64) -> Reading {
+pub(super) fn too_large(key: Key, bytes: u64) -> Reading {
     let tenths = bytes.saturating_mul(10) >> 20;
     let problem = format!(
         "{}.{} MiB as JSON, of which an API server takes {}; split it",
@@ -316,7 +316,7 @@ fn fault(key: &Key, field: &str, message: &str) -> Finding {
 }
 
 /// How long a value is as JSON without spaces.
-fn json_bytes(value: &Value) -> u64 {
+pub(super) fn json_bytes(value: &Value) -> u64 {
     struct Count(u64);
     impl io::Write for Count {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

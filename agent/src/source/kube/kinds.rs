@@ -1,0 +1,360 @@
+//! The kinds that are watched, and how an object of each is read.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use agent_policy::manifest;
+use agent_policy::model::{Change, Finding, ObjectName};
+use k8s_openapi::api::core::v1 as core;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::super::object::{self, Key, Kind, Object, Reading};
+use super::trimmed;
+
+/// A kind that is watched.
+#[derive(Debug)]
+pub(super) struct Watched {
+    pub(super) kind: Kind,
+    /// Where all objects of the kind are.
+    pub(super) path: &'static str,
+    /// The `kind` of a list of them.
+    pub(super) list: &'static str,
+    /// A server may not have the kind: then there are none. Where every server has it, an answer
+    /// that says so is not an API server's.
+    pub(super) may_be_absent: bool,
+    read: fn(&[u8]) -> serde_json::Result<Read>,
+}
+
+/// Every kind that is watched. One that nothing looks at costs bytes and memory for nothing: a kind
+/// gets its line here when the engine has a use for it.
+pub(super) const WATCHED: [Watched; 4] = [
+    Watched {
+        kind: Kind::Namespace,
+        path: "/api/v1/namespaces",
+        list: "NamespaceList",
+        may_be_absent: false,
+        read: |bytes| {
+            typed(bytes, |object: trimmed::Namespace| {
+                let (namespace, findings) = manifest::namespace(&object.into());
+                (namespace.map(Change::Namespace), findings)
+            })
+        },
+    },
+    Watched {
+        kind: Kind::Node,
+        path: "/api/v1/nodes",
+        list: "NodeList",
+        may_be_absent: false,
+        read: |bytes| {
+            typed(bytes, |object: trimmed::Node| {
+                let (node, findings) = manifest::node(&object.into());
+                (node.map(Change::Node), findings)
+            })
+        },
+    },
+    Watched {
+        kind: Kind::Pod,
+        path: "/api/v1/pods",
+        list: "PodList",
+        may_be_absent: false,
+        read: |bytes| {
+            typed(bytes, |object: trimmed::Pod| {
+                let (pod, findings) = manifest::pod(&core::Pod::from(object));
+                (pod.map(|pod| Change::Pod(Box::new(pod))), findings)
+            })
+        },
+    },
+    Watched {
+        kind: Kind::NetworkPolicy,
+        path: "/apis/networking.k8s.io/v1/networkpolicies",
+        list: "NetworkPolicyList",
+        may_be_absent: true,
+        read: |bytes| {
+            let document = Value::from(serde_json::from_slice::<trimmed::NetworkPolicy>(bytes)?);
+            let bytes = object::json_bytes(&document);
+            if bytes > object::MAX_OBJECT_BYTES {
+                return Ok(Read::TooLarge(bytes));
+            }
+            let (policy, findings) = manifest::network_policy_json(&document);
+            Ok(Read::As(Some(Change::Policy(Box::new(policy))), findings))
+        },
+    },
+];
+
+impl Watched {
+    /// What people call the kind: `networkpolicies`.
+    pub(super) fn plural(&self) -> &'static str {
+        self.path.rsplit('/').next().unwrap_or(self.path)
+    }
+}
+
+/// What an object's content turned out to be.
+enum Read {
+    As(Option<Change>, Vec<Finding>),
+    TooLarge(u64),
+}
+
+fn typed<T: DeserializeOwned>(
+    bytes: &[u8],
+    convert: impl FnOnce(T) -> (Option<Change>, Vec<Finding>),
+) -> serde_json::Result<Read> {
+    let (change, findings) = convert(serde_json::from_slice(bytes)?);
+    Ok(Read::As(change, findings))
+}
+
+/// An object of a list or an event.
+#[derive(Debug)]
+pub(super) struct Item {
+    pub(super) id: Id,
+    pub(super) reading: Reading,
+}
+
+/// Which object, and which state of it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Id {
+    /// Its namespace, empty where the kind has none, and name.
+    pub(super) name: ObjectName,
+    /// `metadata.resourceVersion`: larger in each later state.
+    pub(super) version: u64,
+}
+
+/// Bytes of which not even the object's name can be told.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("an object of the answer cannot be told by name and resourceVersion: {0}")]
+pub(super) struct Nameless(String);
+
+/// Reads objects of one kind; what repeats among them is stored once.
+#[derive(Debug)]
+pub(super) struct Reader {
+    watched: &'static Watched,
+    namespaces: Interned,
+}
+
+impl Reader {
+    pub(super) fn new(watched: &'static Watched) -> Self {
+        Self {
+            watched,
+            namespaces: Interned::default(),
+        }
+    }
+
+    /// Which object it is.
+    pub(super) fn identify(&mut self, bytes: &[u8]) -> Result<Id, Nameless> {
+        let named: trimmed::Named =
+            serde_json::from_slice(bytes).map_err(|error| Nameless(error.to_string()))?;
+        let meta = named.metadata;
+        let is_namespaced = self.watched.kind.is_namespaced();
+        let namespace = if is_namespaced {
+            meta.namespace.as_str()
+        } else {
+            ""
+        };
+        if is_namespaced && manifest::identity(namespace).is_err() {
+            return Err(Nameless(format!("metadata.namespace {namespace:?}")));
+        }
+        if let Err(problem) = manifest::identity(&meta.name) {
+            return Err(Nameless(format!(
+                "metadata.name {:?}: {problem}",
+                meta.name
+            )));
+        }
+        Ok(Id {
+            name: ObjectName::new(self.namespaces.share(namespace), meta.name),
+            version: version(&meta.resource_version)?,
+        })
+    }
+
+    /// Reads an object as far as it can be read.
+    pub(super) fn read(&mut self, bytes: &[u8]) -> Result<Item, Nameless> {
+        let id = self.identify(bytes)?;
+        let key = Key {
+            kind: self.watched.kind,
+            namespace: id.name.namespace.to_string(),
+            name: id.name.name.to_string(),
+        };
+        let reading = match (self.watched.read)(bytes) {
+            Ok(Read::As(mut change, findings)) => {
+                if let Some(change) = &mut change {
+                    share_name(change, &id.name);
+                }
+                Reading::Object(Box::new(Object {
+                    key,
+                    change,
+                    findings,
+                }))
+            }
+            Ok(Read::TooLarge(bytes)) => object::too_large(key, bytes),
+            Err(error) => object::unreadable(key, "", &error.to_string()),
+        };
+        Ok(Item { id, reading })
+    }
+}
+
+/// `resourceVersion` of an object or a list.
+pub(super) fn version(text: &str) -> Result<u64, Nameless> {
+    text.parse()
+        .map_err(|_error| Nameless(format!("resourceVersion {text:?}: not a number")))
+}
+
+/// The name's bytes are kept once, by whoever refers to the object.
+fn share_name(change: &mut Change, name: &ObjectName) {
+    let own = match change {
+        Change::Pod(pod) => &mut pod.name,
+        Change::Policy(policy) => &mut policy.name,
+        Change::Namespace(namespace) if namespace.name == name.name => {
+            namespace.name = Arc::clone(&name.name);
+            return;
+        }
+        Change::Node(node) if node.name == name.name => {
+            node.name = Arc::clone(&name.name);
+            return;
+        }
+        Change::Namespace(_)
+        | Change::Node(_)
+        | Change::PodGone(_)
+        | Change::NamespaceGone(_)
+        | Change::NodeGone(_)
+        | Change::PolicyGone(_) => return,
+    };
+    if own == name {
+        *own = name.clone();
+    }
+}
+
+/// Strings that many objects have, each stored once.
+#[derive(Debug, Default)]
+struct Interned {
+    strings: HashSet<Arc<str>>,
+    /// At this size those that nobody has any more are dropped.
+    sweep_at: usize,
+}
+
+impl Interned {
+    fn share(&mut self, text: &str) -> Arc<str> {
+        if let Some(known) = self.strings.get(text) {
+            return Arc::clone(known);
+        }
+        if self.strings.len() >= self.sweep_at {
+            self.strings.retain(|known| Arc::strong_count(known) > 1);
+            self.sweep_at = (self.strings.len() * 2).max(64);
+        }
+        let new: Arc<str> = Arc::from(text);
+        self.strings.insert(Arc::clone(&new));
+        new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn reader(kind: Kind) -> Reader {
+        let watched = WATCHED.iter().find(|watched| watched.kind == kind);
+        Reader::new(watched.unwrap())
+    }
+
+    fn words(item: Item) -> String {
+        match item.reading {
+            Reading::Object(object) => format!("{} at {}", object.key, item.id.version),
+            Reading::Unreadable { finding, .. } => format!("unreadable {finding}"),
+            Reading::Ignored { .. } | Reading::NotAnObject(_) => panic!("no object"),
+        }
+    }
+
+    #[test]
+    fn every_watched_kind_is_read_by_its_own_line() {
+        for (kind, expected) in [
+            (Kind::Namespace, "namespace a at 7"),
+            (Kind::Node, "node a at 7"),
+            (Kind::Pod, "pod shop/a at 7"),
+            (Kind::NetworkPolicy, "networkpolicy shop/a at 7"),
+        ] {
+            let object =
+                json!({"metadata": {"name": "a", "namespace": "shop", "resourceVersion": "7"}});
+            let item = reader(kind).read(object.to_string().as_bytes()).unwrap();
+            assert_eq!(words(item), expected);
+        }
+    }
+
+    #[test]
+    fn what_has_no_name_or_no_version_is_nobody() {
+        for metadata in [
+            json!({"namespace": "shop", "resourceVersion": "7"}),
+            json!({"name": "a", "resourceVersion": "7"}),
+            json!({"name": "a/b", "namespace": "shop", "resourceVersion": "7"}),
+            json!({"name": 5, "namespace": "shop", "resourceVersion": "7"}),
+            json!({"name": "a", "namespace": "shop", "resourceVersion": "latest"}),
+            json!({"name": "a", "namespace": "shop"}),
+        ] {
+            let object = json!({"metadata": metadata}).to_string();
+            let read = reader(Kind::Pod).read(object.as_bytes());
+            assert!(read.is_err(), "{object}: {read:?}");
+        }
+        assert!(reader(Kind::Pod).read(b"{\"metadata\":").is_err());
+    }
+
+    #[test]
+    fn an_object_with_a_value_of_the_wrong_type_is_unreadable_by_name() {
+        let pod = json!({"metadata": {"name": "a", "namespace": "shop", "resourceVersion": "7",
+                                      "labels": {"app": 1}}});
+        let item = reader(Kind::Pod).read(pod.to_string().as_bytes()).unwrap();
+        let said = words(item);
+        assert!(said.starts_with("unreadable pod shop/a: "), "{said}");
+    }
+
+    #[test]
+    fn a_policy_larger_than_any_that_a_server_takes_is_stood_in_for() {
+        let rules: Vec<Value> = (0..4000)
+            .map(|n| json!({"from": [{"ipBlock": {"cidr": format!("{n:01000}")}}]}))
+            .collect();
+        let policy = json!({
+            "metadata": {"name": "a", "namespace": "shop", "resourceVersion": "7"},
+            "spec": {"podSelector": {}, "ingress": rules},
+        });
+        let item = reader(Kind::NetworkPolicy).read(policy.to_string().as_bytes());
+        let Reading::Unreadable { stand_in, .. } = item.unwrap().reading else {
+            panic!("it was read");
+        };
+        let change = stand_in.unwrap().change;
+        assert!(
+            matches!(&change, Some(Change::Policy(policy))
+                if policy.isolates_ingress && policy.isolates_egress && policy.ingress.is_empty()),
+            "{change:?}"
+        );
+    }
+
+    #[test]
+    fn pods_of_one_namespace_share_its_name_and_their_own_with_their_key() {
+        let mut reader = reader(Kind::Pod);
+        let mut read = |name: &str| {
+            let pod =
+                json!({"metadata": {"name": name, "namespace": "shop", "resourceVersion": "7"}});
+            let item = reader.read(pod.to_string().as_bytes()).unwrap();
+            let Reading::Object(object) = item.reading else {
+                panic!("not read");
+            };
+            let Some(Change::Pod(pod)) = object.change else {
+                panic!("no pod");
+            };
+            (item.id.name, pod.name)
+        };
+        let (a_key, a) = read("a");
+        let (_, b) = read("b");
+        assert!(Arc::ptr_eq(&a.namespace, &b.namespace));
+        assert!(Arc::ptr_eq(&a_key.name, &a.name));
+    }
+
+    #[test]
+    fn strings_that_nobody_has_any_more_are_dropped() {
+        let mut interned = Interned::default();
+        let kept = interned.share("kept");
+        for n in 0..10_000 {
+            interned.share(&n.to_string());
+        }
+        assert!(interned.strings.len() <= 130, "{}", interned.strings.len());
+        assert!(Arc::ptr_eq(&kept, &interned.share("kept")));
+    }
+}

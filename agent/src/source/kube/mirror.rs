@@ -1,0 +1,366 @@
+//! What all kinds together amount to: batches, and what is wrong, for whoever enforces. No I/O and
+//! no clock: news in, batches out.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use agent_policy::model::{Finding, Severity};
+use jiff::{Timestamp, Unit};
+
+use super::super::object::Kind;
+use super::super::{Batch, Reported};
+use super::api::Failure;
+use super::follow::News;
+use super::kinds::WATCHED;
+use super::table::{Doubt, Table};
+
+/// What findings call the server.
+const API: &str = "kubernetes api";
+/// Findings told at a time.
+const MAX_FINDINGS: usize = 1000;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Mirror {
+    /// The API's address, for people.
+    url: String,
+    tables: BTreeMap<Kind, Table>,
+    failing: BTreeMap<Kind, Trouble>,
+    /// Since when the server does not answer, and the first thing that was noticed of it.
+    outage: Option<Trouble>,
+    is_complete: bool,
+    /// What was said last.
+    told: Option<Vec<Reported>>,
+}
+
+#[derive(Clone, Debug)]
+struct Trouble {
+    since: Timestamp,
+    failure: Failure,
+}
+
+impl Mirror {
+    pub(super) fn new(url: &str) -> Self {
+        let tables = WATCHED
+            .iter()
+            .map(|watched| (watched.kind, Table::new(watched.kind)));
+        Self {
+            url: url.to_owned(),
+            tables: tables.collect(),
+            failing: BTreeMap::new(),
+            outage: None,
+            is_complete: false,
+            told: None,
+        }
+    }
+
+    /// Takes in what was heard of a kind.
+    pub(super) fn hear(&mut self, kind: Kind, news: News, now: Timestamp) -> Doubt {
+        let Some(table) = self.tables.get_mut(&kind) else {
+            return Doubt(false);
+        };
+        match news {
+            News::ListBegins => table.begin_list(),
+            News::Listed(items) => {
+                for item in items {
+                    table.put_listed(item);
+                }
+            }
+            News::ListEnds(version) => table.end_list(version),
+            News::Put(item) => return table.put_event(item),
+            News::Gone(id) => table.remove_by_event(&id),
+            News::Failed(failure) => {
+                let is_no_fault =
+                    failure == Failure::Absent && may_be_absent(kind) && table.is_absent();
+                if is_no_fault {
+                    self.works(kind);
+                } else {
+                    self.fails(kind, failure, now);
+                }
+            }
+            News::Works => self.works(kind),
+        }
+        Doubt(false)
+    }
+
+    fn fails(&mut self, kind: Kind, failure: Failure, now: Timestamp) {
+        let trouble = Trouble {
+            since: now,
+            failure,
+        };
+        if matches!(trouble.failure, Failure::Unreachable(_)) && self.outage.is_none() {
+            self.outage = Some(trouble.clone());
+        }
+        // The first word about a fault is kept, and with it the time: each try fails with words
+        // that may differ a little.
+        let is_known = self.failing.get(&kind).is_some_and(|known| {
+            std::mem::discriminant(&known.failure) == std::mem::discriminant(&trouble.failure)
+        });
+        if !is_known {
+            self.failing.insert(kind, trouble);
+        }
+        self.end_outage();
+    }
+
+    fn works(&mut self, kind: Kind) {
+        self.failing.remove(&kind);
+        self.end_outage();
+    }
+
+    /// The server answers all that ask.
+    fn end_outage(&mut self) {
+        let is_silent = |trouble: &Trouble| matches!(trouble.failure, Failure::Unreachable(_));
+        if !self.failing.values().any(is_silent) {
+            self.outage = None;
+        }
+    }
+
+    /// The next batch: when something changed or is said for the first time.
+    pub(super) fn take_batch(&mut self, noticed: Instant) -> Option<Batch> {
+        let was_complete = self.is_complete;
+        self.is_complete |= self.tables.values().all(Table::is_listed);
+        let mut changes = Vec::new();
+        // Half-knowledge must not be the first word: see `Batch`.
+        if self.is_complete {
+            let mut came = Vec::new();
+            for table in self.tables.values_mut() {
+                table.take_changes(&mut changes, &mut came);
+            }
+            changes.append(&mut came);
+        }
+        let findings = self.findings();
+        let is_news = self.is_complete != was_complete
+            || !changes.is_empty()
+            || self.told.as_ref() != Some(&findings);
+        // Nothing wrong, nothing known: no word is needed.
+        if !is_news || !self.is_complete && self.told.is_none() && findings.is_empty() {
+            return None;
+        }
+        self.told = Some(findings.clone());
+        Some(Batch {
+            changes,
+            is_complete: self.is_complete,
+            findings,
+            noticed,
+        })
+    }
+
+    fn findings(&self) -> Vec<Reported> {
+        let api = self.outage.iter().map(|trouble| self.of_outage(trouble));
+        let kinds = self
+            .failing
+            .iter()
+            .filter_map(|(kind, trouble)| self.of_kind(*kind, trouble));
+        let mut findings: Vec<Finding> = api.chain(kinds).collect();
+        let objects = self.tables.values().flat_map(Table::findings);
+        let (errors, warnings): (Vec<&Finding>, Vec<&Finding>) =
+            objects.partition(|finding| finding.severity == Severity::Error);
+        let left_out =
+            (findings.len() + errors.len() + warnings.len()).saturating_sub(MAX_FINDINGS);
+        findings.extend(errors.into_iter().chain(warnings).cloned());
+        findings.truncate(MAX_FINDINGS);
+        if left_out > 0 {
+            findings.push(Finding {
+                severity: Severity::Warning,
+                object: API.to_owned(),
+                field: String::new(),
+                message: format!(
+                    "{left_out} more faults of objects; mend those that are said and these are, too"
+                ),
+            });
+        }
+        let reported = |finding| Reported {
+            place: None,
+            finding,
+        };
+        findings.into_iter().map(reported).collect()
+    }
+
+    fn of_outage(&self, trouble: &Trouble) -> Finding {
+        let words = match &trouble.failure {
+            Failure::Unreachable(words) => words.as_str(),
+            Failure::Forbidden { .. }
+            | Failure::Absent
+            | Failure::Expired
+            | Failure::Refused { .. }
+            | Failure::Garbled(_) => "",
+        };
+        fault(
+            String::new(),
+            format!(
+                "{} does not answer since {}: {words}; {}, and it is asked again",
+                self.url,
+                time(trouble.since),
+                self.consequence()
+            ),
+        )
+    }
+
+    /// What is wrong with one kind; nothing when the server as a whole is.
+    fn of_kind(&self, kind: Kind, trouble: &Trouble) -> Option<Finding> {
+        let plural = plural(kind);
+        let since = time(trouble.since);
+        let (problem, remedy) = match &trouble.failure {
+            Failure::Unreachable(_) => return None,
+            Failure::Forbidden {
+                message,
+                is_unknown: true,
+            } => (
+                format!("refused since {since}: {message}"),
+                "renew the credentials".to_owned(),
+            ),
+            Failure::Forbidden { message, .. } => (
+                format!("forbidden since {since}: {message}"),
+                format!("grant list and watch of {plural}"),
+            ),
+            Failure::Absent => (
+                format!("not served since {since}, though the server has or had them"),
+                "see whether this is the API server".to_owned(),
+            ),
+            Failure::Expired => (
+                format!("forgotten faster than they can be listed, since {since}"),
+                "see whether the API server is overloaded".to_owned(),
+            ),
+            Failure::Refused { code, message, .. } => (
+                format!("refused with {code} since {since}: {message}"),
+                "see the API server's log".to_owned(),
+            ),
+            Failure::Garbled(problem) => (
+                format!("cannot be understood since {since}: {problem}"),
+                "see whether this is the API server".to_owned(),
+            ),
+        };
+        Some(fault(
+            plural.to_owned(),
+            format!("{problem}; {remedy}; {}", self.consequence()),
+        ))
+    }
+
+    fn consequence(&self) -> &'static str {
+        if self.is_complete {
+            "until then what was known stays in force"
+        } else {
+            "nothing is put in force before, and what is in force stays"
+        }
+    }
+}
+
+/// Something wrong with the server, or with what it makes of a kind.
+fn fault(field: String, message: String) -> Finding {
+    Finding {
+        severity: Severity::Error,
+        object: API.to_owned(),
+        field,
+        message,
+    }
+}
+
+fn may_be_absent(kind: Kind) -> bool {
+    WATCHED
+        .iter()
+        .any(|watched| watched.kind == kind && watched.may_be_absent)
+}
+
+fn plural(kind: Kind) -> &'static str {
+    WATCHED
+        .iter()
+        .find(|watched| watched.kind == kind)
+        .map_or("objects", |watched| watched.plural())
+}
+
+/// To the second.
+fn time(at: Timestamp) -> Timestamp {
+    at.round(Unit::Second).unwrap_or(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::kinds::{Item, Reader};
+    use super::*;
+
+    const NOON: Timestamp = Timestamp::UNIX_EPOCH;
+
+    fn pod(name: &str, label: &serde_json::Value) -> Item {
+        let watched = WATCHED.iter().find(|watched| watched.kind == Kind::Pod);
+        let object = json!({"metadata": {"name": name, "namespace": "shop",
+            "resourceVersion": "1", "labels": {"app": label}}});
+        Reader::new(watched.unwrap())
+            .read(object.to_string().as_bytes())
+            .unwrap()
+    }
+
+    fn hear(mirror: &mut Mirror, kind: Kind, news: Vec<News>) {
+        for news in news {
+            assert_eq!(mirror.hear(kind, news, NOON), Doubt(false));
+        }
+    }
+
+    fn list(mirror: &mut Mirror, kind: Kind, items: Vec<Item>) {
+        let news = vec![News::ListBegins, News::Listed(items), News::ListEnds(5)];
+        hear(mirror, kind, news);
+    }
+
+    /// One that knows all there is.
+    fn complete(pods: Vec<Item>) -> Mirror {
+        let mut mirror = Mirror::new("https://api");
+        for kind in [Kind::Namespace, Kind::Node, Kind::NetworkPolicy] {
+            list(&mut mirror, kind, Vec::new());
+            assert!(
+                mirror.take_batch(Instant::now()).is_none(),
+                "not all is here"
+            );
+        }
+        list(&mut mirror, Kind::Pod, pods);
+        mirror
+    }
+
+    fn silent(words: &str) -> Vec<News> {
+        vec![News::Failed(Failure::Unreachable(words.to_owned()))]
+    }
+
+    #[test]
+    fn the_first_batch_waits_for_every_kind() {
+        let mut mirror = complete(vec![pod("web", &json!("web"))]);
+        let batch = mirror.take_batch(Instant::now()).unwrap();
+        assert!(batch.is_complete);
+        assert_eq!(batch.changes.len(), 1);
+        assert!(mirror.take_batch(Instant::now()).is_none(), "it was told");
+    }
+
+    #[test]
+    fn a_silent_server_is_one_finding_whose_words_do_not_change() {
+        let mut mirror = complete(Vec::new());
+        mirror.take_batch(Instant::now());
+        hear(&mut mirror, Kind::Pod, silent("refused"));
+        let said = mirror.take_batch(Instant::now()).unwrap().findings;
+        assert_eq!(said.len(), 1, "{said:?}");
+        for (kind, words) in [(Kind::Pod, "reset"), (Kind::Node, "refused")] {
+            hear(&mut mirror, kind, silent(words));
+            assert!(mirror.take_batch(Instant::now()).is_none(), "nothing new");
+        }
+        hear(&mut mirror, Kind::Pod, vec![News::Works]);
+        assert!(
+            mirror.take_batch(Instant::now()).is_none(),
+            "one kind is silent still"
+        );
+        hear(&mut mirror, Kind::Node, vec![News::Works]);
+        let said = mirror.take_batch(Instant::now()).unwrap().findings;
+        assert!(said.is_empty(), "{said:?}");
+    }
+
+    #[test]
+    fn faults_of_objects_are_said_up_to_a_number_and_counted_beyond() {
+        let spoilt = (0..MAX_FINDINGS).map(|n| pod(&format!("pod-{n}"), &json!(n)));
+        let mut mirror = complete(spoilt.collect());
+        let said = mirror.take_batch(Instant::now()).unwrap().findings;
+        assert_eq!(said.len(), MAX_FINDINGS);
+        hear(&mut mirror, Kind::Node, silent("refused"));
+        let said = mirror.take_batch(Instant::now()).unwrap().findings;
+        assert_eq!(said.len(), MAX_FINDINGS + 1);
+        let said = |at: usize| said[at].to_string();
+        assert!(said(0).contains("does not answer"), "{}", said(0));
+        assert!(said(MAX_FINDINGS).contains(": 1 more faults"));
+    }
+}
