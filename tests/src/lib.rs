@@ -6,6 +6,8 @@
     reason = "an error here ends the run, and says why itself"
 )]
 
+pub mod api_front;
+pub mod api_server;
 pub mod bench;
 pub mod cpu;
 pub mod demo;

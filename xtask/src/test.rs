@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
+use crate::cluster::{self, Group};
 use crate::fuzz;
 use crate::places;
 use crate::setup::{self, What};
@@ -14,6 +15,8 @@ use crate::vm;
 
 /// How many lab tests run at once: most of their time is waiting for packets that never come.
 const LAB_THREADS: &str = "4";
+/// Each API server takes 300 MiB, and most of a core while it starts.
+const API_THREADS: &str = "2";
 
 /// Which tests, how thoroughly.
 #[derive(Debug, clap::Args)]
@@ -44,7 +47,8 @@ enum Kind {
     /// Hostile bytes at everything that reads bytes: a minute for each target, fifteen with
     /// `--thorough`. What was found so far is replayed by the units.
     Fuzz,
-    /// Against a real API server. Not there yet.
+    /// The source of objects that watches a Kubernetes API, against a real etcd and kube-apiserver,
+    /// which are built on first use (minutes). Root.
     Api,
     /// On real Kubernetes nodes. Not there yet.
     E2e,
@@ -67,7 +71,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Kind::Lab => lab(args)?,
             Kind::Vm => vm::run(args.filter.as_deref(), args.thorough, args.bless)?,
             Kind::Fuzz => fuzz::all(if args.thorough { 900 } else { 60 })?,
-            Kind::Api | Kind::E2e => bail!(
+            Kind::Api => api(args)?,
+            Kind::E2e => bail!(
                 "there are no {name} tests yet, so nothing was tested; `cargo xtask test` runs \
                  every kind there is"
             ),
@@ -88,17 +93,28 @@ fn lab(args: &Args) -> Result<()> {
     next_layout()?;
     // The tests start the real agent: it must be as new as they are.
     Step::cargo(["build", "--locked", "-p", "agent", "-p", "tests", "--bins"]).run()?;
-    let mut test = Step::cargo(["test", "--locked", "-p", "tests"]);
-    if !step::is_root()? {
-        eprintln!("lab tests make network namespaces and load BPF programs: asking sudo");
-        test = test.args([
-            "--config",
-            "target.'cfg(unix)'.runner=['sudo','--preserve-env']",
-        ]);
-    }
-    let test = test
+    let test = as_root(Step::cargo(["test", "--locked", "-p", "tests"]))?
         .args(&args.filter)
         .args(["--", "--test-threads", LAB_THREADS]);
+    thorough(test, args).run()
+}
+
+/// Tests that are ignored elsewhere: they need the parts of a cluster.
+fn api(args: &Args) -> Result<()> {
+    setup::ensure(What::Lab)?;
+    let parts = cluster::ensure(Group::Api)?;
+    Step::cargo(["build", "--locked", "-p", "agent"]).run()?;
+    let test = Step::cargo(["test", "--locked", "-p", "tests", "--test", "kube_api"]);
+    let test = as_root(test)?
+        .args(&args.filter)
+        .args([
+            "--",
+            "--ignored",
+            "--nocapture",
+            "--test-threads",
+            API_THREADS,
+        ])
+        .env("PICKET_CLUSTER_PARTS", parts.display().to_string());
     thorough(test, args).run()
 }
 
@@ -115,6 +131,18 @@ fn next_layout() -> Result<()> {
     let new = built.with_file_name("picket-next-layout.new");
     fs::copy(&built, &new).with_context(|| format!("copying {}", built.display()))?;
     fs::rename(&new, &kept).with_context(|| format!("writing {}", kept.display()))
+}
+
+/// A test whose programs run as root.
+fn as_root(test: Step) -> Result<Step> {
+    if step::is_root()? {
+        return Ok(test);
+    }
+    eprintln!("these tests make network namespaces and load BPF programs: asking sudo");
+    Ok(test.args([
+        "--config",
+        "target.'cfg(unix)'.runner=['sudo','--preserve-env']",
+    ]))
 }
 
 fn thorough(test: Step, args: &Args) -> Step {

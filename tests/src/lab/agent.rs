@@ -87,6 +87,13 @@ impl Agent {
         Ok(agent)
     }
 
+    /// Starts an agent on an API server and waits until it enforces what it finds there.
+    pub fn start_on_api(kubeconfig: &Path) -> Result<Self> {
+        let mut agent = Self::spawn_on(&picket()?, ("--kubeconfig", kubeconfig), &[])?;
+        agent.wait_ready()?;
+        Ok(agent)
+    }
+
     /// Starts an agent with further options and does not wait.
     pub fn spawn(manifests: &Path, options: &[OsString]) -> Result<Self> {
         Self::spawn_program(&picket()?, manifests, options)
@@ -94,6 +101,10 @@ impl Agent {
 
     /// Starts a certain build of the agent and does not wait.
     pub fn spawn_program(program: &Path, manifests: &Path, options: &[OsString]) -> Result<Self> {
+        Self::spawn_on(program, ("--manifests", manifests), options)
+    }
+
+    fn spawn_on(program: &Path, objects: (&str, &Path), options: &[OsString]) -> Result<Self> {
         // A socket left by a killed agent must not pass for the new one's.
         if Path::new(SOCKET).exists() {
             fs::remove_file(SOCKET).with_context(|| format!("removing {SOCKET}"))?;
@@ -106,8 +117,8 @@ impl Agent {
         let mut command = Command::new(program);
         command
             .arg("agent")
-            .arg("--manifests")
-            .arg(manifests)
+            .arg(objects.0)
+            .arg(objects.1)
             .args(options)
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("the log twice")?)
