@@ -97,7 +97,7 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> anyhow
         Objects::Directory(directory) => source::directory::watch(directory)
             .with_context(|| format!("watching {}", directory.display()))?,
         Objects::Api(access) => {
-            let watched = source::kube::watch(access.clone()).await;
+            let watched = source::watch_api(access.clone()).await;
             watched.context("reading how to reach the API server")?
         }
     };

@@ -1,7 +1,8 @@
 //! The agent's configuration: raw options in, typed and validated once, never seen raw again.
 
+mod objects;
+
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,7 +11,8 @@ use agent_common::maps::{MAPS, MapKind};
 
 use crate::dataplane::Method;
 use crate::endpoints::DEFAULT_CNI_RESULTS;
-use crate::source::kube::Access;
+
+pub use objects::Objects;
 
 /// Where the API's Unix socket is when nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/run/picket/agent.sock";
@@ -311,44 +313,6 @@ pub struct Config {
     pub log_format: LogFormat,
 }
 
-/// Where objects come from.
-#[derive(Clone, Debug, Eq, PartialEq)]
-#[non_exhaustive]
-pub enum Objects {
-    /// A watched directory of manifests.
-    Directory(PathBuf),
-    /// A Kubernetes API.
-    Api(Access),
-}
-
-impl Objects {
-    fn of(options: &Options) -> Result<Self, ConfigError> {
-        match (&options.manifests, &options.kubeconfig) {
-            (Some(_), Some(_)) => Err(ConfigError::TwoSources),
-            (Some(directory), None) if !directory.is_dir() => {
-                Err(ConfigError::Manifests(directory.clone()))
-            }
-            (Some(directory), None) => Ok(Self::Directory(directory.clone())),
-            (None, Some(file)) if file.is_dir() || !file.exists() => {
-                Err(ConfigError::Kubeconfig(file.clone()))
-            }
-            (None, Some(file)) => Ok(Self::Api(Access::Kubeconfig(file.clone()))),
-            (None, None) if options.is_in_cluster => Ok(Self::Api(Access::InCluster)),
-            (None, None) => Err(ConfigError::NoSource),
-        }
-    }
-}
-
-impl fmt::Display for Objects {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Directory(path) => write!(f, "manifests in {}", path.display()),
-            Self::Api(Access::Kubeconfig(path)) => write!(f, "the API of {}", path.display()),
-            Self::Api(Access::InCluster) => f.write_str("the API of this cluster"),
-        }
-    }
-}
-
 /// Entries per map, where they differ from `agent_common::maps::MAPS`.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Capacities(BTreeMap<&'static str, u32>);
@@ -587,48 +551,5 @@ mod tests {
             config(|options| options.node = Some(String::new())),
             Err(ConfigError::EmptyNode)
         );
-    }
-
-    #[test]
-    fn objects_come_from_exactly_one_place() {
-        let nowhere = || PathBuf::from("/nowhere/at/all");
-        let of = |manifests: Option<&str>, kubeconfig: Option<&str>, is_in_cluster| {
-            let config = config(|options| {
-                options.manifests = manifests.map(Into::into);
-                options.kubeconfig = kubeconfig.map(Into::into);
-                options.is_in_cluster = is_in_cluster;
-            });
-            config.map(|config| config.objects)
-        };
-        let api = |access| Ok(Objects::Api(access));
-        let file = "/proc/self/status";
-        for is_in_cluster in [false, true] {
-            assert_eq!(
-                of(Some("/"), None, is_in_cluster),
-                Ok(Objects::Directory("/".into()))
-            );
-            assert_eq!(
-                of(None, Some(file), is_in_cluster),
-                api(Access::Kubeconfig(file.into()))
-            );
-            assert_eq!(
-                of(Some("/"), Some(file), is_in_cluster),
-                Err(ConfigError::TwoSources)
-            );
-            assert_eq!(
-                of(Some("/nowhere/at/all"), None, is_in_cluster),
-                Err(ConfigError::Manifests(nowhere()))
-            );
-            assert_eq!(
-                of(None, Some("/nowhere/at/all"), is_in_cluster),
-                Err(ConfigError::Kubeconfig(nowhere()))
-            );
-            assert_eq!(
-                of(None, Some("/"), is_in_cluster),
-                Err(ConfigError::Kubeconfig("/".into()))
-            );
-        }
-        assert_eq!(of(None, None, true), api(Access::InCluster));
-        assert_eq!(of(None, None, false), Err(ConfigError::NoSource));
     }
 }

@@ -8,7 +8,7 @@
 mod content;
 pub mod directory;
 mod documents;
-pub mod kube;
+mod kube;
 mod object;
 mod store;
 
@@ -18,6 +18,8 @@ use std::time::Instant;
 
 use agent_policy::manifest::brief;
 use agent_policy::model::{Change, Finding};
+
+pub use kube::{Access, AccessError, watch as watch_api};
 
 /// What a source has to say at one moment.
 #[derive(Debug)]

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use agent::source::Batch;
-use agent::source::kube::{Access, watch};
+use agent::source::{Access, Batch, watch_api};
 use agent_policy::cluster::Cluster;
 use agent_policy::model::{Change, ObjectName, Pod};
 use anyhow::{Context as _, Result, bail};
@@ -130,7 +129,7 @@ pub(crate) struct Listener {
 impl Listener {
     pub(crate) async fn open(kubeconfig: &Path) -> Result<Self> {
         Ok(Self {
-            batches: watch(Access::Kubeconfig(kubeconfig.to_owned()))
+            batches: watch_api(Access::Kubeconfig(kubeconfig.to_owned()))
                 .await?
                 .boxed(),
             cluster: Cluster::new(),
