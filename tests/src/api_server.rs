@@ -174,6 +174,11 @@ impl ApiServer {
         Client::try_from(config).context("making a client")
     }
 
+    /// The program that talks to servers.
+    pub fn kubectl(&self) -> PathBuf {
+        self.parts.join("kubectl")
+    }
+
     /// The process of the server, while it runs.
     pub fn pid(&self) -> Option<u32> {
         Some(self.server.as_ref()?.child.id())

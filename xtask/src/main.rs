@@ -15,6 +15,7 @@ mod check;
 mod cluster;
 mod fuzz;
 mod go;
+mod helm;
 mod image;
 mod lab;
 mod layout;

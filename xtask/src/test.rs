@@ -8,6 +8,7 @@ use clap::ValueEnum;
 
 use crate::cluster::{self, Group};
 use crate::fuzz;
+use crate::helm;
 use crate::places;
 use crate::setup::{self, What};
 use crate::step::{self, Step};
@@ -47,8 +48,8 @@ enum Kind {
     /// Hostile bytes at everything that reads bytes: a minute for each target, fifteen with
     /// `--thorough`. What was found so far is replayed by the units.
     Fuzz,
-    /// The source of objects that watches a Kubernetes API, against a real etcd and kube-apiserver,
-    /// which are built on first use (minutes). Root.
+    /// The source of objects that watches a Kubernetes API, and what `deploy/` says, against a real
+    /// etcd and kube-apiserver, which are built on first use (minutes), as Helm is. Root.
     Api,
     /// On real Kubernetes nodes. Not there yet.
     E2e,
@@ -104,7 +105,13 @@ fn api(args: &Args) -> Result<()> {
     setup::ensure(What::Lab)?;
     let parts = cluster::ensure(Group::Api)?;
     Step::cargo(["build", "--locked", "-p", "agent"]).run()?;
-    let test = Step::cargo(["test", "--locked", "-p", "tests", "--test", "kube_api"]);
+    let helm = helm::ensure()?;
+    let test = Step::cargo(["test", "--locked", "-p", "tests"]).args([
+        "--test",
+        "kube_api",
+        "--test",
+        "kube_deploy",
+    ]);
     let test = as_root(test)?
         .args(&args.filter)
         .args([
@@ -114,7 +121,8 @@ fn api(args: &Args) -> Result<()> {
             "--test-threads",
             API_THREADS,
         ])
-        .env("PICKET_CLUSTER_PARTS", parts.display().to_string());
+        .env("PICKET_CLUSTER_PARTS", parts.display().to_string())
+        .env("PICKET_HELM", helm);
     thorough(test, args).run()
 }
 
