@@ -231,7 +231,7 @@ fn the_chart_with_every_value_set_is_accepted_and_wrong_values_are_refused() -> 
         "mapCapacities.PEERS_EXACT=262144,linux510=true,metrics.address=node,maxUnavailable=1",
         "podLabels.team=platform,podAnnotations.note=x",
     ])?;
-    let file = Scratch::new("chart.yaml")?;
+    let file = Scratch::new("chart.yaml");
     fs::write(&file.0, &text)?;
     cluster.apply("-f", &file.0)?;
     let agent = cluster.daemon_set()?["template"]["spec"]["containers"][0].take();
@@ -289,9 +289,9 @@ const METRICS: &str = include_str!("../../agent/src/metrics.rs");
 struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new(name: &str) -> Result<Self> {
+    fn new(name: &str) -> Self {
         let name = format!("picket-deploy-{}-{name}", std::process::id());
-        Ok(Self(std::env::temp_dir().join(name)))
+        Self(std::env::temp_dir().join(name))
     }
 }
 
