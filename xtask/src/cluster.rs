@@ -4,6 +4,7 @@
 mod certs;
 mod cgroup;
 mod config;
+mod e2e;
 mod images;
 mod kubectl;
 mod network;
@@ -17,11 +18,13 @@ mod up;
 mod workloads;
 
 use std::ffi::OsString;
+use std::io::{self, Write as _};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Subcommand;
 
+pub(crate) use e2e::test;
 pub(crate) use parts::{Group, ensure};
 
 use crate::step::{self, Step};
@@ -114,15 +117,14 @@ fn down() -> Result<()> {
     Ok(())
 }
 
-#[expect(clippy::print_stdout, reason = "the answer, for whoever pipes it on")]
 fn status() -> Result<()> {
     let state = State::find()?;
     let kubectl = Kubectl::new(&state, &state.parts()?);
-    println!(
-        "{}\n{}",
-        kubectl.output(["get", "nodes", "-o", "wide"])?,
-        kubectl.output(["get", "pods", "-A", "-o", "wide"])?
-    );
+    let nodes = kubectl.output(["get", "nodes", "-o", "wide"])?;
+    let pods = kubectl.output(["get", "pods", "-A", "-o", "wide"])?;
+    io::stdout()
+        .write_all(format!("{nodes}\n{pods}").as_bytes())
+        .context("writing the answer")?;
     eprintln!("logs: {}/*/*.log", state.dir().display());
     eprintln!("export KUBECONFIG={}", state.kubeconfig().display());
     Ok(())

@@ -22,9 +22,9 @@ const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
 
 /// What tests type into a pod's shell.
 const APPLETS: &[&str] = &[
-    "cat", "date", "env", "false", "grep", "head", "hostname", "id", "ifconfig", "ip", "kill",
-    "ls", "mkdir", "nc", "netstat", "nslookup", "ping", "ps", "rm", "sed", "seq", "sh", "sleep",
-    "tail", "timeout", "touch", "true", "wc", "wget",
+    "cat", "date", "echo", "env", "false", "grep", "head", "hostname", "id", "ifconfig", "ip",
+    "kill", "ls", "mkdir", "nc", "netstat", "nslookup", "ping", "ps", "rm", "sed", "seq", "sh",
+    "sleep", "tail", "timeout", "touch", "true", "wc", "wget",
 ];
 
 const BUSYBOX: &str = "/bin/busybox";
@@ -43,7 +43,9 @@ const RELEASE: &str = "bookworm";
 
 /// The archives, made of the programs in `parts` where they are not there yet.
 pub(super) fn ensure(parts: &Path) -> Result<Vec<PathBuf>> {
-    let dir = parts.join("images");
+    // What is in them is decided in this file.
+    let written = oci::hex(include_bytes!("images.rs"));
+    let dir = parts.join(format!("images-{}", written.get(..8).unwrap_or_default()));
     fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
     let arch = Arch::here().context("this machine is neither amd64 nor arm64")?;
     let mut archives = Vec::new();

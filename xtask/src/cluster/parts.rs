@@ -18,7 +18,7 @@ use crate::setup::{self, What};
 const KUBERNETES: &str = "1.36.3";
 
 /// Where tests find the parts; set by hand, it says where they were built.
-pub(crate) const VARIABLE: &str = "PICKET_CLUSTER_PARTS";
+pub(super) const VARIABLE: &str = "PICKET_CLUSTER_PARTS";
 
 /// How often a build that goes on says so.
 const PROGRESS: Duration = Duration::from_secs(10);
