@@ -106,12 +106,15 @@ impl Namespace {
         let selector = format!("app={app}");
         let list = self.kubectl(&["get", "pods", "-l", &selector, "-o", "json"])?;
         let list: Value = serde_json::from_str(&list).context("reading the list of pods")?;
-        let items = list["items"].as_array().context("a list without items")?;
+        let items = list.get("items").and_then(Value::as_array);
+        let items = items.context("a list without items")?;
         let pods = items.iter().map(|pod| {
-            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-            let addresses = pod["status"]["podIPs"].as_array().into_iter().flatten();
+            let name = pod.pointer("/metadata/name").and_then(Value::as_str);
+            let name = name.unwrap_or_default();
+            let addresses = pod.pointer("/status/podIPs").and_then(Value::as_array);
+            let addresses = addresses.into_iter().flatten();
             let addresses = addresses.filter_map(|address| {
-                let address = address["ip"].as_str()?;
+                let address = address.get("ip")?.as_str()?;
                 Some(if address.contains(':') {
                     format!("[{address}]")
                 } else {
