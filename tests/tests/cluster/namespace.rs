@@ -1,5 +1,4 @@
-//! Picket in a real cluster: pods that a kubelet starts, policies that an API server takes, traffic
-//! between nodes. `cargo xtask test e2e` runs these.
+//! What a test has of the cluster: a namespace of its own, which goes with it, and kubectl in it.
 
 use std::env;
 use std::io::Write as _;
@@ -12,29 +11,26 @@ use serde_json::{Value, json};
 use tests::lab::wait_until;
 
 /// Upstream's test server, which every node has.
-const IMAGE: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
+pub(crate) const IMAGE: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
 
 /// What anything in a cluster may take on a busy machine.
-const PATIENCE: Duration = Duration::from_mins(1);
-
-/// How often a refused connection is tried again: it must never succeed.
-const TRIES: usize = 2;
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A namespace of this test alone, gone with it.
-struct Namespace {
+pub(crate) struct Namespace {
     name: String,
 }
 
 /// What came of a connection, in agnhost's words.
 #[derive(Debug, Eq, PartialEq)]
-enum Fate {
+pub(crate) enum Fate {
     Connected,
     TimedOut,
     Other(String),
 }
 
 impl Namespace {
-    fn new(test: &str) -> Result<Self> {
+    pub(crate) fn new(test: &str) -> Result<Self> {
         let name = format!("{test}-{}", process::id());
         let namespace = Self { name };
         kubectl(&["create", "namespace", &namespace.name], "")?;
@@ -45,18 +41,30 @@ impl Namespace {
         Ok(namespace)
     }
 
-    fn kubectl(&self, args: &[&str]) -> Result<String> {
+    pub(crate) fn kubectl(&self, args: &[&str]) -> Result<String> {
         let namespace = ["--namespace", self.name.as_str()];
         kubectl(&[&namespace, args].concat(), "")
     }
 
-    fn apply(&self, object: &Value) -> Result<()> {
+    pub(crate) fn apply(&self, object: &Value) -> Result<()> {
         let apply = ["--namespace", self.name.as_str(), "apply", "-f", "-"];
         kubectl(&apply, &object.to_string()).map(drop)
     }
 
+    /// Several at once.
+    pub(crate) fn apply_all(&self, objects: &[Value]) -> Result<()> {
+        self.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}))
+    }
+
+    /// The pods that have these labels.
+    pub(crate) fn pods_with(&self, labels: &str) -> Result<Vec<Value>> {
+        let said = self.kubectl(&["get", "pods", "-l", labels, "-o", "json"])?;
+        let mut said: Value = serde_json::from_str(&said).context("reading the list of pods")?;
+        serde_json::from_value(said["items"].take()).context("reading the list of pods")
+    }
+
     /// A server and a client on every node.
-    fn populate(&self) -> Result<()> {
+    pub(crate) fn populate(&self) -> Result<()> {
         let server = ["netexec", "--http-port=8080"];
         let ready = json!({"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1});
         for (name, args, probe) in [
@@ -102,19 +110,13 @@ impl Namespace {
     }
 
     /// The pods of an app: name, and addresses as they stand before a port.
-    fn pods(&self, app: &str) -> Result<Vec<(String, Vec<String>)>> {
-        let selector = format!("app={app}");
-        let list = self.kubectl(&["get", "pods", "-l", &selector, "-o", "json"])?;
-        let list: Value = serde_json::from_str(&list).context("reading the list of pods")?;
-        let items = list.get("items").and_then(Value::as_array);
-        let items = items.context("a list without items")?;
-        let pods = items.iter().map(|pod| {
-            let name = pod.pointer("/metadata/name").and_then(Value::as_str);
-            let name = name.unwrap_or_default();
-            let addresses = pod.pointer("/status/podIPs").and_then(Value::as_array);
-            let addresses = addresses.into_iter().flatten();
+    pub(crate) fn pods(&self, app: &str) -> Result<Vec<(String, Vec<String>)>> {
+        let pods = self.pods_with(&format!("app={app}"))?;
+        let pods = pods.iter().map(|pod| {
+            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+            let addresses = pod["status"]["podIPs"].as_array().into_iter().flatten();
             let addresses = addresses.filter_map(|address| {
-                let address = address.get("ip")?.as_str()?;
+                let address = address["ip"].as_str()?;
                 Some(if address.contains(':') {
                     format!("[{address}]")
                 } else {
@@ -127,7 +129,7 @@ impl Namespace {
     }
 
     /// What comes of a connection from a pod.
-    fn connect(&self, pod: &str, to: &str) -> Fate {
+    pub(crate) fn connect(&self, pod: &str, to: &str) -> Fate {
         let connect = ["exec", pod, "--", "/agnhost", "connect", "--timeout=1s", to];
         match self.kubectl(&connect) {
             Ok(_) => Fate::Connected,
@@ -137,7 +139,7 @@ impl Namespace {
     }
 
     /// From every client to every server's addresses and to the Service, on all nodes.
-    fn ways(&self) -> Result<Vec<(String, String)>> {
+    pub(crate) fn ways(&self) -> Result<Vec<(String, String)>> {
         let mut targets = vec!["server:80".to_owned()];
         for (_, addresses) in self.pods("server")? {
             targets.extend(addresses.iter().map(|address| format!("{address}:8080")));
@@ -151,7 +153,7 @@ impl Namespace {
     }
 
     /// Waits until each way has this fate.
-    fn all_become(&self, ways: &[(String, String)], fate: &Fate) -> Result<()> {
+    pub(crate) fn all_become(&self, ways: &[(String, String)], fate: &Fate) -> Result<()> {
         for (client, to) in ways {
             let what = format!("{client} to {to}: {fate:?}");
             wait_until(&what, PATIENCE, || {
@@ -163,11 +165,11 @@ impl Namespace {
         Ok(())
     }
 
-    fn isolate_servers(&self) -> Result<()> {
+    pub(crate) fn isolate_servers(&self) -> Result<()> {
         self.policy("isolate", &json!([]))
     }
 
-    fn policy(&self, name: &str, ingress: &Value) -> Result<()> {
+    pub(crate) fn policy(&self, name: &str, ingress: &Value) -> Result<()> {
         self.apply(&json!({
             "apiVersion": "networking.k8s.io/v1",
             "kind": "NetworkPolicy",
@@ -213,76 +215,4 @@ fn kubectl(args: &[&str], input: &str) -> Result<String> {
     }
     let complaint = String::from_utf8_lossy(&output.stderr);
     bail!("kubectl {}: {said}{complaint}", args.join(" "))
-}
-
-#[test]
-#[ignore = "needs a cluster: cargo xtask test e2e"]
-fn without_policy_all_pods_reach_all_pods_and_services() -> Result<()> {
-    let namespace = Namespace::new("open")?;
-    namespace.populate()?;
-    namespace.all_become(&namespace.ways()?, &Fate::Connected)
-}
-
-#[test]
-#[ignore = "needs a cluster: cargo xtask test e2e"]
-fn a_policy_holds_between_all_nodes_until_it_goes() -> Result<()> {
-    let namespace = Namespace::new("policy")?;
-    namespace.populate()?;
-    let ways = namespace.ways()?;
-    namespace.all_become(&ways, &Fate::Connected)?;
-    namespace.isolate_servers()?;
-    namespace.all_become(&ways, &Fate::TimedOut)?;
-    for _ in 0..TRIES {
-        for (client, to) in &ways {
-            assert_eq!(
-                namespace.connect(client, to),
-                Fate::TimedOut,
-                "{client} to {to}"
-            );
-        }
-    }
-    let from_clients = json!([{
-        "from": [{"podSelector": {"matchLabels": {"app": "client"}}}],
-        "ports": [{"port": 8080}],
-    }]);
-    namespace.policy("admit", &from_clients)?;
-    namespace.all_become(&ways, &Fate::Connected)?;
-    namespace.kubectl(&["delete", "networkpolicy", "admit"])?;
-    namespace.all_become(&ways, &Fate::TimedOut)?;
-    namespace.kubectl(&["delete", "networkpolicy", "isolate"])?;
-    namespace.all_become(&ways, &Fate::Connected)
-}
-
-#[test]
-#[ignore = "needs a cluster: cargo xtask test e2e"]
-fn isolated_pods_stay_ready_and_answer_exec_and_logs() -> Result<()> {
-    let namespace = Namespace::new("node")?;
-    namespace.isolate_servers()?;
-    // Their first probe comes when the policy is in force: no probe, no readiness.
-    namespace.populate()?;
-    let ways = namespace.ways()?;
-    namespace.all_become(&ways, &Fate::TimedOut)?;
-    for (server, _) in namespace.pods("server")? {
-        let said = namespace.kubectl(&["exec", &server, "--", "hostname"])?;
-        assert_eq!(said.trim(), server);
-        let probes = || -> Result<usize> {
-            let log = namespace.kubectl(&["logs", &server])?;
-            Ok(log.matches("GET /healthz").count())
-        };
-        let before = probes()?;
-        wait_until("further probes", PATIENCE, || {
-            let now = probes()?;
-            ensure!(now > before + 2, "{now} after {before}");
-            Ok(())
-        })?;
-        let ready = [
-            "get",
-            "pod",
-            &server,
-            "-o",
-            "jsonpath={.status.containerStatuses[0].ready}",
-        ];
-        assert_eq!(namespace.kubectl(&ready)?, "true", "{server}");
-    }
-    Ok(())
 }

@@ -1,0 +1,11 @@
+//! Picket in a real cluster: pods that a kubelet starts, policies that an API server takes, traffic
+//! between nodes. `cargo xtask test e2e` runs these.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "what a JSON value does not have is null there"
+)]
+
+mod first_act;
+mod namespace;
+mod probes;
+mod reach;
