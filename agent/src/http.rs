@@ -20,7 +20,7 @@ use crate::dto::{self, Kind};
 use crate::flows::{self, Flows};
 use crate::metrics::{self, Metrics};
 use crate::reading::{self, Reading, TakeError, Wanted};
-use crate::reconcile::{Handle, Phase};
+use crate::reconcile::{EndpointState, Handle, Phase};
 
 #[derive(Clone)]
 struct Api {
@@ -259,17 +259,27 @@ async fn metrics_text(State(api): State<Api>) -> Result<Response, Failure> {
 
 async fn ready(State(api): State<Api>) -> Result<&'static str, Failure> {
     let not_yet = |why: String| Failure(StatusCode::SERVICE_UNAVAILABLE, why);
-    let (phase, failing, refused) = api
+    let (phase, wrong) = api
         .handle
         .ask(|view| {
-            (
-                view.phase,
-                view.plans.failing.clone(),
-                view.plans.refused.clone(),
-            )
+            let unattached = || {
+                let mut endpoints = view.endpoints.values();
+                endpoints.find_map(|endpoint| match &endpoint.state {
+                    EndpointState::Failed { error } => {
+                        Some(format!("{} is not enforced: {error}", endpoint.pod))
+                    }
+                    EndpointState::Pending
+                    | EndpointState::Enforced
+                    | EndpointState::NoSlot
+                    | EndpointState::Orphaned => None,
+                })
+            };
+            let plans = view.plans;
+            let wrong = plans.failing.clone().or_else(|| plans.refused.clone());
+            (view.phase, wrong.or_else(unattached))
         })
         .await?;
-    match (phase, failing.or(refused)) {
+    match (phase, wrong) {
         (Phase::Loading, _) => Err(not_yet(
             "the first complete state is not in force yet".to_owned(),
         )),

@@ -3,15 +3,17 @@
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::Command;
 use std::time::Duration;
 
 use agent::dataplane::Method;
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::tc::TcAttachType;
-use tests::lab::agent::{Agent, run_picket};
+use tests::lab::agent::{Agent, get, request, run_picket};
 use tests::lab::foreign::{Foreign, Place, Shaped, Shaping};
 use tests::lab::objects::{namespace, pod, policy};
 use tests::lab::stage::Stage;
+use tests::lab::wait_until;
 
 const PORT: u16 = 8080;
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 13, 0, 1);
@@ -20,6 +22,8 @@ const WORDS: u64 = 30;
 const WORD: [u8; 1000] = [7; 1000];
 /// Much longer than shaping holds them back.
 const HEARD_WITHIN: Duration = Duration::from_secs(10);
+/// What an agent that starts may take to say how it is.
+const READY_WITHIN: Duration = Duration::from_secs(30);
 /// How long silence is taken for silence.
 const SILENT_FOR: Duration = Duration::from_millis(400);
 /// Pods that come and go.
@@ -253,4 +257,31 @@ fn programs_and_shaping_of_others_stay_and_run_beside_tcx() -> Result<()> {
 #[test]
 fn filters_and_shaping_of_others_stay_and_run_beside_clsact() -> Result<()> {
     stay_and_run(Method::Clsact)
+}
+
+#[test]
+fn an_agent_is_not_ready_while_an_interface_cannot_be_had() -> Result<()> {
+    let cluster = [namespace("shop", ""), pod("shop/server", "", &[SERVER])];
+    let mut stage = Stage::without_agent(&cluster.join("---\n"))?;
+    let veth = format!("pod{}", stage.lab.place("shop/server")?.veth);
+    // Where clsact would be.
+    tc(&format!("qdisc add dev {veth} ingress"))?;
+    let options = ["--attach", "clsact"].map(Into::into);
+    stage.agent = Some(Agent::spawn(&stage.lab.manifests(), &options)?);
+    wait_until("the agent to say so", READY_WITHIN, || {
+        let (status, body) = request("/readyz")?;
+        let said = String::from_utf8_lossy(&body);
+        ensure!(status == 503, "{status}: {said}");
+        ensure!(said.contains("shop/server is not enforced"), "{said}");
+        Ok(())
+    })?;
+    tc(&format!("qdisc del dev {veth} ingress"))?;
+    wait_until("the agent to be ready", READY_WITHIN, || get("/readyz")).map(drop)
+}
+
+fn tc(arguments: &str) -> Result<()> {
+    let output = Command::new("tc").args(arguments.split(' ')).output()?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "tc {arguments}: {complaint}");
+    Ok(())
 }
