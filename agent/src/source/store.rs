@@ -256,7 +256,8 @@ impl Store {
     }
 }
 
-fn uid_of(change: &Change) -> Option<&PodUid> {
+/// The identity of a pod that a change is about.
+pub(super) fn uid_of(change: &Change) -> Option<&PodUid> {
     match change {
         Change::Pod(pod) => Some(&pod.uid),
         Change::PodGone(_)

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use agent_policy::model::{Change, Finding, ObjectName, PodUid};
 
 use super::super::object::{Kind, Object, Reading};
+use super::super::store::uid_of;
 use super::kinds::{Id, Item};
 
 /// Objects whose findings are kept: who mends these is told of the others next.
@@ -190,16 +191,7 @@ impl Table {
         };
         let word = Word {
             digest: self.digests.hash_one(&change),
-            uid: match &change {
-                Change::Pod(pod) => Some(pod.uid.clone()),
-                Change::PodGone(_)
-                | Change::Namespace(_)
-                | Change::NamespaceGone(_)
-                | Change::Node(_)
-                | Change::NodeGone(_)
-                | Change::Policy(_)
-                | Change::PolicyGone(_) => None,
-            },
+            uid: uid_of(&change).cloned(),
         };
         let before = self
             .objects
