@@ -2,7 +2,7 @@
 //! host-side interface behind each. Which pod that is, is decided by `reconcile`.
 //!
 //! Nothing is asked of a container runtime: every namespace under `/run/netns` is entered and read
-//! by netlink, and what the runtime wrote about it is read from CNI's result [`cni`] cache. Links and
+//! by netlink, and what the runtime wrote about it is read from CNI's result cache (`cni`). Links and
 //! addresses that come or go, here or in any namespace, and files that are written make it be read
 //! again at once; a slow look finds what no message told.
 
