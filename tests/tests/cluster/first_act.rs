@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 use tests::lab::wait_until;
 
-use super::namespace::{IMAGE, Namespace, PATIENCE};
+use super::namespace::{IMAGE, Namespace, PATIENCE, bracketed};
 
 const PODS: usize = 50;
 /// A first segment that is lost is sent again after a second.
@@ -31,7 +31,9 @@ fn pod(name: &str, role: &str, node: &str, args: &[&str]) -> Value {
             "nodeSelector": {"kubernetes.io/hostname": node},
             "automountServiceAccountToken": false,
             "terminationGracePeriodSeconds": 0,
-            "containers": [{"name": "c", "image": IMAGE, "args": args}],
+            "containers": [{"name": "c", "image": IMAGE, "args": args,
+                // What it says last is in the pod's status.
+                "terminationMessagePolicy": "FallbackToLogsOnError"}],
         },
     })
 }
@@ -57,8 +59,8 @@ fn address(namespace: &Namespace, role: &str) -> Result<String> {
         let pods = namespace.pods_with(&format!("role={role}"))?;
         let status = &pods.first().map_or(&Value::Null, |pod| &pod["status"]);
         let is_ready = status["containerStatuses"][0]["ready"] == true;
-        let address = status["podIP"].as_str().filter(|_| is_ready);
-        address.map_or_else(|| bail!("{status}"), |address| Ok(address.to_owned()))
+        let address = status["podIP"].as_str().filter(|_| is_ready).map(bracketed);
+        address.map_or_else(|| bail!("{status}"), Ok)
     })
 }
 
@@ -85,10 +87,10 @@ fn ends(
         let mut ended = [0; 2];
         for pod in &pods {
             let container = &pod["status"]["containerStatuses"][0];
-            match container["state"]["terminated"]["exitCode"].as_i64() {
-                Some(0) => ended[0] += 1,
-                // What agnhost ends with when nobody answers in time.
-                Some(1) => ended[1] += 1,
+            let end = &container["state"]["terminated"];
+            match (end["exitCode"].as_i64(), end["message"].as_str()) {
+                (Some(0), _) => ended[0] += 1,
+                (Some(_), Some("TIMEOUT\n")) => ended[1] += 1,
                 _ => bail!("{}: {container}", pod["metadata"]["name"]),
             }
         }

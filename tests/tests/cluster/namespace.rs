@@ -115,14 +115,8 @@ impl Namespace {
         let pods = pods.iter().map(|pod| {
             let name = pod["metadata"]["name"].as_str().unwrap_or_default();
             let addresses = pod["status"]["podIPs"].as_array().into_iter().flatten();
-            let addresses = addresses.filter_map(|address| {
-                let address = address["ip"].as_str()?;
-                Some(if address.contains(':') {
-                    format!("[{address}]")
-                } else {
-                    address.to_owned()
-                })
-            });
+            let addresses =
+                addresses.filter_map(|address| Some(bracketed(address["ip"].as_str()?)));
             (name.to_owned(), addresses.collect())
         });
         Ok(pods.collect())
@@ -215,4 +209,13 @@ fn kubectl(args: &[&str], input: &str) -> Result<String> {
     }
     let complaint = String::from_utf8_lossy(&output.stderr);
     bail!("kubectl {}: {said}{complaint}", args.join(" "))
+}
+
+/// An address as it stands before a port.
+pub(crate) fn bracketed(address: &str) -> String {
+    if address.contains(':') {
+        format!("[{address}]")
+    } else {
+        address.to_owned()
+    }
 }

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use tests::lab::wait_until;
 
-use super::namespace::{Fate, IMAGE, Namespace, PATIENCE};
+use super::namespace::{Fate, IMAGE, Namespace, PATIENCE, bracketed};
 
 /// Each pod asks to be probed in one way, and is ready while it answers.
 fn pod(name: &str, node: &str, args: &[&str], probe: &Value) -> Value {
@@ -86,7 +86,7 @@ fn probes_of_every_kind_are_answered_under_default_deny() -> Result<()> {
     let pods = namespace.pods_with("app=probed")?;
     let of = |name: &str| pods.iter().find(|pod| pod["metadata"]["name"] == name);
     let address = of("http-n1").map_or(&Value::Null, |pod| &pod["status"]["podIP"]);
-    let to = format!("{}:8080", address.as_str().unwrap_or_default());
+    let to = format!("{}:8080", bracketed(address.as_str().unwrap_or_default()));
     assert_eq!(namespace.connect("tcp-n1", &to), Fate::TimedOut);
     Ok(())
 }
