@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info};
 
@@ -93,11 +93,14 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> anyhow
     let events = dataplane.events()?;
     let diagnostics = dataplane.diagnostics()?;
 
+    let (ready, is_ready) = watch::channel(false);
     let objects = match &config.objects {
         Objects::Directory(directory) => source::directory::watch(directory)
             .with_context(|| format!("watching {}", directory.display()))?,
         Objects::Api(access) => {
-            let watched = source::watch_api(access.clone()).await;
+            let node = config.node.clone();
+            let own_node = node.map(|name| source::OwnNode { name, is_ready });
+            let watched = source::watch_api(access.clone(), own_node).await;
             watched.context("reading how to reach the API server")?
         }
     };
@@ -137,7 +140,7 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> anyhow
         http::serve(handle, listener, metrics, totals),
     ));
 
-    let mut reconciling = tokio::spawn(reconciler.run(inputs));
+    let mut reconciling = tokio::spawn(reconciler.run(inputs, ready));
     let ended = tokio::select! {
         ended = &mut reconciling => ended,
         () = stop => {

@@ -20,7 +20,7 @@ use crate::dto::{self, Kind};
 use crate::flows::{self, Flows};
 use crate::metrics::{self, Metrics};
 use crate::reading::{self, Reading, TakeError, Wanted};
-use crate::reconcile::{EndpointState, Handle, Phase};
+use crate::reconcile::Handle;
 
 #[derive(Clone)]
 struct Api {
@@ -258,32 +258,7 @@ async fn metrics_text(State(api): State<Api>) -> Result<Response, Failure> {
 }
 
 async fn ready(State(api): State<Api>) -> Result<&'static str, Failure> {
-    let not_yet = |why: String| Failure(StatusCode::SERVICE_UNAVAILABLE, why);
-    let (phase, wrong) = api
-        .handle
-        .ask(|view| {
-            let unattached = || {
-                let mut endpoints = view.endpoints.values();
-                endpoints.find_map(|endpoint| match &endpoint.state {
-                    EndpointState::Failed { error } => {
-                        Some(format!("{} is not enforced: {error}", endpoint.pod))
-                    }
-                    EndpointState::Pending
-                    | EndpointState::Enforced
-                    | EndpointState::NoSlot
-                    | EndpointState::Orphaned => None,
-                })
-            };
-            let plans = view.plans;
-            let wrong = plans.failing.clone().or_else(|| plans.refused.clone());
-            (view.phase, wrong.or_else(unattached))
-        })
-        .await?;
-    match (phase, wrong) {
-        (Phase::Loading, _) => Err(not_yet(
-            "the first complete state is not in force yet".to_owned(),
-        )),
-        (Phase::Enforcing, Some(why)) => Err(not_yet(why)),
-        (Phase::Enforcing, None) => Ok("ok\n"),
-    }
+    let unready = |why| Failure(StatusCode::SERVICE_UNAVAILABLE, why);
+    let wanting = api.handle.ask(move |view| view.wanting().map(unready));
+    wanting.await?.map_or(Ok("ok\n"), Err)
 }

@@ -21,6 +21,7 @@ mod handle;
 mod locals;
 mod newcomers;
 mod plans;
+mod readiness;
 mod run;
 mod settings;
 mod takeover;
@@ -94,6 +95,13 @@ pub struct View<'a> {
     pub plans: &'a Plans,
     /// Counts that were cleared, and whose they were.
     pub folds: &'a Folds,
+}
+
+impl View<'_> {
+    /// Why not all that is here is enforced; nothing when it is.
+    pub fn wanting(&self) -> Option<String> {
+        readiness::wanting(self.phase, self.plans, self.endpoints)
+    }
 }
 
 /// How far the agent is.

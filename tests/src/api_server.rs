@@ -165,6 +165,22 @@ impl ApiServer {
         Ok(path)
     }
 
+    /// A kubeconfig of whoever has a token.
+    pub fn kubeconfig_with_token(&self, user: &str, token: &str) -> Result<PathBuf> {
+        let url = format!("https://127.0.0.1:{}", self.port);
+        let text = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{"name": "test", "cluster": {
+                "server": url, "certificate-authority": self.directory.join("ca.crt")}}],
+            "users": [{"name": user, "user": {"token": token}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}],
+        });
+        let path = self.directory.join(format!("{user}-token.kubeconfig"));
+        fs::write(&path, text.to_string())
+            .with_context(|| format!("writing {}", path.display()))?;
+        Ok(path)
+    }
+
     /// A client that may do everything.
     pub async fn client(&self) -> Result<Client> {
         let file = Kubeconfig::read_from(self.kubeconfig()?).context("reading the kubeconfig")?;

@@ -154,7 +154,7 @@ fn every_component_is_accepted_and_adds_only_what_it_says() -> Result<()> {
     cluster.apply("-f", &deploy("picket.yaml"))?;
     let agent = |set: &Value| set["template"]["spec"]["containers"][0].clone();
     let plain = agent(&cluster.daemon_set()?);
-    let all = Overlay::of(&["linux-5.10", "metrics", "reset-on-cut"])?;
+    let all = Overlay::of(&["linux-5.10", "metrics", "reset-on-cut", "startup-taint"])?;
     cluster.apply("-k", &all.0)?;
     let mut changed = agent(&cluster.daemon_set()?);
     let environment = changed["env"].as_array().context("no environment")?;
@@ -221,6 +221,22 @@ fn the_chart_renders_what_picket_yaml_says() -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs Helm: cargo xtask test api"]
+fn the_charts_startup_taint_is_the_components() -> Result<()> {
+    let mut chart = objects(&rendered(&["startupTaint=true"])?)?;
+    for plain in objects(&rendered(&[])?)?.keys() {
+        chart.remove(plain);
+    }
+    let mut component = BTreeMap::new();
+    for file in ["access.yaml", "policy.yaml"] {
+        let path = deploy("kustomize/components/startup-taint").join(file);
+        component.append(&mut objects(&fs::read_to_string(path)?)?);
+    }
+    ensure!(chart == component, "{chart:#?}\nis not\n{component:#?}");
+    Ok(())
+}
+
+#[test]
 #[ignore = "needs an API server: cargo xtask test api"]
 fn the_chart_with_every_value_set_is_accepted_and_wrong_values_are_refused() -> Result<()> {
     let cluster = Cluster::start()?;
@@ -229,6 +245,7 @@ fn the_chart_with_every_value_set_is_accepted_and_wrong_values_are_refused() -> 
         "image.repository=registry.example/picket,image.tag=1.2.3,image.pullSecrets[0].name=key",
         "posture=open,onCut=reset,midStreamGrace=60s,deniedRetention=1h,logFormat=json",
         "mapCapacities.PEERS_EXACT=262144,linux510=true,metrics.address=node,maxUnavailable=1",
+        "startupTaint=true",
         "podLabels.team=platform,podAnnotations.note=x",
     ])?;
     let file = Scratch::new("chart.yaml");

@@ -21,7 +21,9 @@ are pinned. `picket uninstall` takes everything away.
 
 Objects come from a directory of manifests, or from a Kubernetes API: the one that --kubeconfig
 names, or, with neither option in a pod of a cluster, that cluster's with the pod's service account,
-which needs list and watch of namespaces, nodes, pods and networkpolicies.
+which needs list and watch of namespaces, nodes, pods and networkpolicies. Of its own node (--node) it
+removes the taint picket.dev/agent-not-ready when policy is in force, which takes patch of nodes;
+where there is no such taint, nothing is written.
 
 Examples:
   picket agent --manifests manifests/

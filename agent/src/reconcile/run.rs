@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use agent_policy::cluster::Touched;
 use agent_policy::engine::Engine;
 use agent_policy::model::{Change, ObjectName, PodUid};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::warn;
 
 use super::assigned::Assigned;
@@ -16,7 +16,7 @@ use super::newcomers::Newcomers;
 use super::plans::{Backoff, Progress};
 use super::{
     Endpoint, Event, Folds, Phase, Plans, Question, Unclaimed, Unenforced, View, earlier, findings,
-    settings,
+    readiness, settings,
 };
 use crate::config::Config;
 use crate::dataplane::{Dataplane, DataplaneError};
@@ -177,8 +177,13 @@ impl Reconciler {
         })
     }
 
-    /// Runs until told to stop. What is in force stays in force.
-    pub(crate) async fn run(mut self, mut inputs: Inputs) -> Result<(), Lost> {
+    /// Runs until told to stop. What is in force stays in force. `is_ready` is told whether what is
+    /// here is enforced.
+    pub(crate) async fn run(
+        mut self,
+        mut inputs: Inputs,
+        is_ready: watch::Sender<bool>,
+    ) -> Result<(), Lost> {
         self.announce_takeover();
         loop {
             let mut event = inputs.next(self.deadline()).await?;
@@ -192,6 +197,8 @@ impl Reconciler {
                 }
             }
             self.reconcile();
+            let now = readiness::wanting(self.phase(), &self.plans, &self.endpoints).is_none();
+            is_ready.send_if_modified(|was| std::mem::replace(was, now) != now);
         }
     }
 
@@ -303,15 +310,19 @@ impl Reconciler {
         earlier(writing, attaching)
     }
 
+    fn phase(&self) -> Phase {
+        match self.stage {
+            Stage::Loading { .. } | Stage::Settled => Phase::Loading,
+            Stage::Enforcing => Phase::Enforcing,
+        }
+    }
+
     fn view(&mut self) -> View<'_> {
         let tick = self.dataplane.tick().ok();
         View {
             config: &self.config,
             started: self.started,
-            phase: match self.stage {
-                Stage::Loading { .. } | Stage::Settled => Phase::Loading,
-                Stage::Enforcing => Phase::Enforcing,
-            },
+            phase: self.phase(),
             engine: &self.engine,
             dataplane: &self.dataplane,
             tick,

@@ -4,6 +4,7 @@
 mod enforced;
 mod faults;
 mod numbers;
+mod taint;
 mod world;
 
 use anyhow::Result;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use agent::source::{Access, Batch, watch_api};
+use agent::source::{Access, Batch, OwnNode, watch_api};
 use agent_policy::cluster::Cluster;
 use agent_policy::model::{Change, ObjectName, Pod};
 use anyhow::{Context as _, Result, bail};
@@ -128,8 +128,13 @@ pub(crate) struct Listener {
 
 impl Listener {
     pub(crate) async fn open(kubeconfig: &Path) -> Result<Self> {
+        Self::open_on(kubeconfig, None).await
+    }
+
+    /// One that listens for the agent of a node.
+    pub(crate) async fn open_on(kubeconfig: &Path, own_node: Option<OwnNode>) -> Result<Self> {
         Ok(Self {
-            batches: watch_api(Access::Kubeconfig(kubeconfig.to_owned()))
+            batches: watch_api(Access::Kubeconfig(kubeconfig.to_owned()), own_node)
                 .await?
                 .boxed(),
             cluster: Cluster::new(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use agent_policy::manifest::brief;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use hyper::header::RETRY_AFTER;
+use hyper::header::{CONTENT_TYPE, RETRY_AFTER};
 use hyper::{Request, Response, StatusCode};
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -124,9 +124,32 @@ impl Api {
 
     /// Asks; the answer's body, when it is one.
     pub(super) async fn get(&self, path: &str, within: Duration) -> Result<Answer, Failure> {
-        let request = Request::get(path)
-            .body(Body::empty())
-            .map_err(|error| Failure::Garbled(words(&error)))?;
+        self.send(Request::get(path).body(Body::empty()), within)
+            .await
+    }
+
+    /// Changes an object by a JSON patch (RFC 6902).
+    pub(super) async fn patch(
+        &self,
+        path: &str,
+        steps: &serde_json::Value,
+        within: Duration,
+    ) -> Result<(), Failure> {
+        let request = Request::patch(path)
+            .header(CONTENT_TYPE, "application/json-patch+json")
+            .body(Body::from(steps.to_string().into_bytes()));
+        let mut answer = self.send(request, within).await?;
+        // Read to its end, the connection can be used again.
+        while answer.next(within).await?.is_some() {}
+        Ok(())
+    }
+
+    async fn send(
+        &self,
+        request: hyper::http::Result<Request<Body>>,
+        within: Duration,
+    ) -> Result<Answer, Failure> {
+        let request = request.map_err(|error| Failure::Garbled(words(&error)))?;
         let asked = tokio::time::timeout(within, self.client.send(request)).await;
         let response = asked
             .map_err(|_elapsed| Failure::Unreachable(no_word_for(within)))?

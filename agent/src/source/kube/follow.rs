@@ -152,6 +152,12 @@ impl Follower {
         }
     }
 
+    /// One that also looks for startup taints on the node of this name.
+    pub(super) fn on(self, own_node: Option<Arc<str>>) -> Self {
+        let reader = self.reader.on(own_node);
+        Self { reader, ..self }
+    }
+
     /// Runs until nobody listens.
     pub(super) async fn run(mut self) -> Unheard {
         let mut is_listed = false;

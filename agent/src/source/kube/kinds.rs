@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::super::object::{self, Key, Kind, Object, Reading};
+use super::taint::{self, Taint};
 use super::trimmed;
 
 /// A kind that is watched.
@@ -108,6 +109,8 @@ fn typed<T: DeserializeOwned>(
 pub(super) struct Item {
     pub(super) id: Id,
     pub(super) reading: Reading,
+    /// Startup taints, if it is the node that the reader was told of.
+    pub(super) startup_taints: Vec<Taint>,
 }
 
 /// Which object, and which state of it.
@@ -129,6 +132,7 @@ pub(super) struct Nameless(String);
 pub(super) struct Reader {
     watched: &'static Watched,
     namespaces: Interned,
+    own_node: Option<Arc<str>>,
 }
 
 impl Reader {
@@ -136,7 +140,13 @@ impl Reader {
         Self {
             watched,
             namespaces: Interned::default(),
+            own_node: None,
         }
+    }
+
+    /// One that also looks for startup taints on the node of this name.
+    pub(super) fn on(self, own_node: Option<Arc<str>>) -> Self {
+        Self { own_node, ..self }
     }
 
     /// Which object it is.
@@ -187,7 +197,13 @@ impl Reader {
             Ok(Read::TooLarge(bytes)) => object::too_large(key, bytes),
             Err(error) => object::unreadable(key, "", &error.to_string()),
         };
-        Ok(Item { id, reading })
+        let is_own =
+            self.watched.kind == Kind::Node && self.own_node.as_ref() == Some(&id.name.name);
+        Ok(Item {
+            id,
+            reading,
+            startup_taints: if is_own { taint::on(bytes) } else { Vec::new() },
+        })
     }
 }
 

@@ -29,6 +29,8 @@ pub(super) struct Mirror {
     /// Since when the server does not answer, and the first thing that was noticed of it.
     outage: Option<Trouble>,
     is_complete: bool,
+    /// What is wrong with the startup taint.
+    taint: Option<Finding>,
     /// What was said last.
     told: Option<Vec<Reported>>,
 }
@@ -50,6 +52,7 @@ impl Mirror {
             failing: BTreeMap::new(),
             outage: None,
             is_complete: false,
+            taint: None,
             told: None,
         }
     }
@@ -81,6 +84,11 @@ impl Mirror {
             News::Works => self.works(kind),
         }
         Doubt(false)
+    }
+
+    /// Takes in what is wrong with the startup taint now, if anything is.
+    pub(super) fn hear_of_taint(&mut self, fault: Option<Finding>) {
+        self.taint = fault;
     }
 
     fn fails(&mut self, kind: Kind, failure: Failure, now: Timestamp) {
@@ -151,7 +159,7 @@ impl Mirror {
             .failing
             .iter()
             .filter_map(|(kind, trouble)| self.of_kind(*kind, trouble));
-        let mut findings: Vec<Finding> = api.chain(kinds).collect();
+        let mut findings: Vec<Finding> = api.chain(kinds).chain(self.taint.clone()).collect();
         let objects = self.tables.values().flat_map(Table::findings);
         let (errors, warnings): (Vec<&Finding>, Vec<&Finding>) =
             objects.partition(|finding| finding.severity == Severity::Error);

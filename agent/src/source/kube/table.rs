@@ -147,7 +147,7 @@ impl Table {
     }
 
     fn put(&mut self, item: Item) {
-        let Item { id, reading } = item;
+        let Item { id, reading, .. } = item;
         match reading {
             Reading::Object(object) => self.put_object(id, *object),
             Reading::Unreadable {
