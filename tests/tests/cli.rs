@@ -56,7 +56,7 @@ fn judged(arguments: &[&str]) -> Run {
     picket(&[arguments, &["-f", &manifests("cli")]].concat())
 }
 
-const COMMANDS: [&str; 9] = [
+const COMMANDS: [&str; 10] = [
     "agent",
     "matrix",
     "can",
@@ -64,6 +64,7 @@ const COMMANDS: [&str; 9] = [
     "flows",
     "status",
     "uninstall",
+    "cni",
     "completion",
     "version",
 ];
