@@ -9,6 +9,7 @@
 )]
 
 mod apt;
+mod arch;
 mod bench;
 mod bpf;
 mod check;

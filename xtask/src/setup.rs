@@ -10,8 +10,8 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
+use crate::arch::Arch;
 use crate::go;
-use crate::musl::Arch;
 use crate::places;
 use crate::step::Step;
 
@@ -178,6 +178,11 @@ const PACKAGES: &[(What, &str, &str)] = &[
     ),
     (What::Arm64, "qemu-system-arm", "boots arm64 kernels"),
     (What::Api, "openssl", "makes a cluster's certificates"),
+    (
+        What::Api,
+        "ca-certificates",
+        "Go trusts the servers of its modules by them",
+    ),
     (What::Cluster, "runc", "starts containers"),
     (
         What::Cluster,
@@ -399,11 +404,7 @@ fn install_packages(packages: &[&str]) -> Result<()> {
 /// Whether dpkg knows the package as unpacked here. Reads a file name, so it costs nothing.
 fn has_package(name: &str) -> bool {
     let info = Path::new("/var/lib/dpkg/info");
-    let arch = match env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
+    let arch = Arch::here().map_or(env::consts::ARCH, Arch::as_label);
     info.join(format!("{name}.list")).exists() || info.join(format!("{name}:{arch}.list")).exists()
 }
 

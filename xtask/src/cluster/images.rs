@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 
 use super::{node, process};
 use crate::apt::Archive;
-use crate::musl::Arch;
+use crate::arch::Arch;
 use crate::oci::{self, Image};
 
 /// What holds a pod's namespaces. Ours, so it bears nobody else's name.
