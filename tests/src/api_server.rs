@@ -17,8 +17,8 @@ use serde_json::json;
 
 use crate::lab::wait_until;
 
-/// Where etcd, kube-apiserver and kubectl are.
-const PARTS: &str = "PICKET_CLUSTER_PARTS";
+/// Where a cluster's programs are: etcd, kube-apiserver and kubectl at least.
+pub const PARTS: &str = "PICKET_CLUSTER_PARTS";
 /// How long a server may take to answer, on a machine that does other things, too.
 const READY_WITHIN: Duration = Duration::from_mins(3);
 /// What the server is called in its certificate.

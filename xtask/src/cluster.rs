@@ -25,7 +25,7 @@ use anyhow::{Context as _, Result};
 use clap::Subcommand;
 
 pub(crate) use e2e::test;
-pub(crate) use parts::{Group, ensure};
+pub(crate) use parts::{Group, VARIABLE, ensure};
 
 use crate::step::{self, Step};
 use kubectl::Kubectl;

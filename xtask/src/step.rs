@@ -114,10 +114,7 @@ impl Step {
         let status = command
             .status()
             .with_context(|| format!("starting {}", self.program.display()))?;
-        if status.success() {
-            return Ok(());
-        }
-        Err(self.failed(&self.ended(status)))
+        self.outcome(status)
     }
 
     /// Runs it; `line` sees each line of its stderr.
@@ -137,10 +134,7 @@ impl Step {
         let status = child
             .wait()
             .with_context(|| format!("waiting for {}", self.program.display()))?;
-        if status.success() {
-            return Ok(());
-        }
-        Err(self.failed(&self.ended(status)))
+        self.outcome(status)
     }
 
     /// Runs it; what it writes on stdout is returned.
@@ -157,9 +151,7 @@ impl Step {
             .stderr(Stdio::inherit())
             .output()
             .with_context(|| format!("starting {}", self.program.display()))?;
-        if !output.status.success() {
-            return Err(self.failed(&self.ended(output.status)));
-        }
+        self.outcome(output.status)?;
         Ok(output.stdout)
     }
 
@@ -204,8 +196,11 @@ impl Step {
         .into()
     }
 
-    fn ended(&self, status: ExitStatus) -> String {
-        format!("{}: {status}", self.program.display())
+    fn outcome(&self, status: ExitStatus) -> Result<()> {
+        if status.success() {
+            return Ok(());
+        }
+        Err(self.failed(&format!("{}: {status}", self.program.display())))
     }
 
     fn announce(&self) {

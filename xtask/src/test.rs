@@ -120,7 +120,7 @@ fn api(args: &Args) -> Result<()> {
             "--test-threads",
             API_THREADS,
         ])
-        .env("PICKET_CLUSTER_PARTS", parts.display().to_string())
+        .env(cluster::VARIABLE, parts)
         .env("PICKET_HELM", helm);
     thorough(test, args).run()
 }

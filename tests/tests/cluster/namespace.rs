@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
+use tests::api_server::PARTS;
 use tests::lab::wait_until;
 
 /// Upstream's test server, which every node has.
@@ -188,7 +189,7 @@ impl Drop for Namespace {
 
 /// kubectl of the cluster that `cargo xtask test e2e` has started.
 fn kubectl(args: &[&str], input: &str) -> Result<String> {
-    let parts = env::var_os("PICKET_CLUSTER_PARTS").map(PathBuf::from);
+    let parts = env::var_os(PARTS).map(PathBuf::from);
     let (Some(parts), Some(_)) = (parts, env::var_os("KUBECONFIG")) else {
         bail!("these tests need a cluster: `cargo xtask test e2e` starts one for them");
     };
