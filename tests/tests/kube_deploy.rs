@@ -101,7 +101,6 @@ fn objects(text: &str) -> Result<BTreeMap<(String, String), Value>> {
 }
 
 #[test]
-#[ignore = "needs an API server: cargo xtask test api"]
 fn picket_yaml_is_accepted_as_it_is_and_applying_it_again_changes_nothing() -> Result<()> {
     let cluster = Cluster::start()?;
     let manifest = deploy("picket.yaml");
@@ -123,7 +122,6 @@ fn picket_yaml_is_accepted_as_it_is_and_applying_it_again_changes_nothing() -> R
 }
 
 #[test]
-#[ignore = "needs an API server: cargo xtask test api"]
 fn the_account_may_list_and_watch_what_policy_is_made_of_and_nothing_else() -> Result<()> {
     let cluster = Cluster::start()?;
     cluster.apply("-f", &deploy("picket.yaml"))?;
@@ -148,7 +146,6 @@ fn the_account_may_list_and_watch_what_policy_is_made_of_and_nothing_else() -> R
 }
 
 #[test]
-#[ignore = "needs an API server: cargo xtask test api"]
 fn every_component_is_accepted_and_adds_only_what_it_says() -> Result<()> {
     let cluster = Cluster::start()?;
     cluster.apply("-f", &deploy("picket.yaml"))?;
@@ -182,7 +179,6 @@ fn every_component_is_accepted_and_adds_only_what_it_says() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs an API server: cargo xtask test api"]
 fn the_uninstalling_overlay_replaces_the_agent_and_keeps_what_it_may() -> Result<()> {
     let cluster = Cluster::start()?;
     cluster.apply("-f", &deploy("picket.yaml"))?;
@@ -210,7 +206,6 @@ fn the_uninstalling_overlay_replaces_the_agent_and_keeps_what_it_may() -> Result
 }
 
 #[test]
-#[ignore = "needs Helm: cargo xtask test api"]
 fn the_chart_renders_what_picket_yaml_says() -> Result<()> {
     let mut plain = objects(&fs::read_to_string(deploy("picket.yaml"))?)?;
     // Helm makes it.
@@ -221,7 +216,6 @@ fn the_chart_renders_what_picket_yaml_says() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs Helm: cargo xtask test api"]
 fn the_charts_startup_taint_is_the_components() -> Result<()> {
     let mut chart = objects(&rendered(&["startupTaint=true"])?)?;
     for plain in objects(&rendered(&[])?)?.keys() {
@@ -237,7 +231,6 @@ fn the_charts_startup_taint_is_the_components() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs an API server: cargo xtask test api"]
 fn the_chart_with_every_value_set_is_accepted_and_wrong_values_are_refused() -> Result<()> {
     let cluster = Cluster::start()?;
     cluster.kubectl(["create", "namespace", "picket-system"])?;
@@ -273,7 +266,6 @@ fn the_chart_with_every_value_set_is_accepted_and_wrong_values_are_refused() -> 
 }
 
 #[test]
-#[ignore = "needs Helm: cargo xtask test api"]
 fn what_a_prometheus_operator_reads_is_rendered_when_asked_for() -> Result<()> {
     let chart = objects(&rendered(&[
         "metrics.address=node,metrics.podMonitor.enabled=true,metrics.podMonitor.labels.a=b",

@@ -25,7 +25,7 @@ use anyhow::{Context as _, Result};
 use clap::Subcommand;
 
 pub(crate) use e2e::test;
-pub(crate) use parts::{Group, VARIABLE, ensure};
+pub(crate) use parts::{Group, VARIABLE, ensure, is_built};
 
 use crate::step::{self, Step};
 use kubectl::Kubectl;

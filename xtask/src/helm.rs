@@ -22,6 +22,11 @@ pub(crate) fn wanted() -> Wanted {
     MODULE.wanted(|_| true)
 }
 
+/// Whether it is there.
+pub(crate) fn is_built() -> Result<bool> {
+    wanted().is_built()
+}
+
 /// Where it is; built when it is not there.
 pub(crate) fn ensure() -> Result<PathBuf> {
     let wanted = wanted();

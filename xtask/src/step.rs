@@ -3,11 +3,12 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fmt::{self, Display, Formatter};
+use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -178,11 +179,23 @@ impl Step {
     }
 
     /// Starts it with its stdout piped to the caller.
-    pub(crate) fn piped(&self) -> Result<std::process::Child> {
+    pub(crate) fn piped(&self) -> Result<Child> {
         self.announce();
         self.command()
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {}", self.program.display()))
+    }
+
+    /// Starts it with all it says written to `log`.
+    pub(crate) fn logged(&self, log: File) -> Result<Child> {
+        self.announce();
+        let too = log.try_clone().context("opening a log twice")?;
+        self.command()
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(too)
             .spawn()
             .with_context(|| format!("starting {}", self.program.display()))
     }

@@ -100,7 +100,6 @@ fn ends(
 }
 
 #[test]
-#[ignore = "needs a cluster: cargo xtask test e2e"]
 fn a_pods_first_connection_is_judged_by_its_own_policy_and_never_waits() -> Result<()> {
     let namespace = Namespace::new("first-act")?;
     servers(&namespace)?;

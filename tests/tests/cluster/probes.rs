@@ -32,7 +32,6 @@ fn pod(name: &str, node: &str, args: &[&str], probe: &Value) -> Value {
 }
 
 #[test]
-#[ignore = "needs a cluster: cargo xtask test e2e"]
 fn probes_of_every_kind_are_answered_under_default_deny() -> Result<()> {
     let namespace = Namespace::new("probes")?;
     namespace.apply(&json!({

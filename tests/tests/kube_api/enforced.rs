@@ -31,7 +31,6 @@ fn wait_reach(lab: &Lab, expected: (bool, bool)) -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs an API server: cargo xtask test api"]
 fn what_the_api_says_is_on_packets_and_stays_there_while_it_is_silent() -> Result<()> {
     let mut lab = Lab::enter()?;
     let mut server = ApiServer::start()?;

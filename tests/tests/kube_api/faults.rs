@@ -28,7 +28,6 @@ async fn fronted(pods: &[(&str, &str, &str)]) -> Result<(ApiServer, Admin, Front
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an API server: cargo xtask test api"]
 async fn after_an_outage_the_difference_is_told_and_nothing_else() -> Result<()> {
     let (mut server, admin, front, mut listener) = fronted(&[
         ("stays", "a", "10.0.0.1"),
@@ -88,7 +87,6 @@ async fn after_an_outage_the_difference_is_told_and_nothing_else() -> Result<()>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an API server: cargo xtask test api"]
 async fn a_dead_server_is_said_once_with_its_time_and_what_is_known_stays() -> Result<()> {
     let (mut server, admin) = server().await?;
     admin.pod("web", "web", "10.0.0.1").await?;
@@ -116,7 +114,6 @@ async fn a_dead_server_is_said_once_with_its_time_and_what_is_known_stays() -> R
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an API server: cargo xtask test api"]
 async fn a_server_that_has_forgotten_is_listed_again_and_nothing_is_told() -> Result<()> {
     let (_server, admin, front, mut listener) = fronted(&[("web", "web", "10.0.0.1")]).await?;
     front.take_requests();
@@ -140,7 +137,6 @@ async fn a_server_that_has_forgotten_is_listed_again_and_nothing_is_told() -> Re
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an API server: cargo xtask test api"]
 async fn who_may_not_list_a_kind_is_told_so_and_not_complete_until_he_may() -> Result<()> {
     let (server, admin) = server().await?;
     admin.admit("allow", "web").await?;
@@ -188,7 +184,6 @@ async fn may(admin: &Admin, role: &str, group: &str, kinds: &[&str]) -> Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an API server: cargo xtask test api"]
 async fn who_may_no_longer_read_keeps_what_was_known() -> Result<()> {
     let (_server, admin, front, mut listener) = fronted(&[("web", "web", "10.0.0.1")]).await?;
     front.set("/pods", Fault::Refuse(403), Times::Always);
@@ -206,7 +201,6 @@ async fn who_may_no_longer_read_keeps_what_was_known() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an API server: cargo xtask test api"]
 async fn a_kind_that_is_not_served_is_empty_unless_every_server_has_it() -> Result<()> {
     let (server, admin) = server().await?;
     let front = Front::start(admin.client.clone()).await?;
@@ -227,7 +221,6 @@ async fn a_kind_that_is_not_served_is_empty_unless_every_server_has_it() -> Resu
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an API server: cargo xtask test api"]
 async fn a_kind_that_vanishes_with_objects_known_keeps_them() -> Result<()> {
     let (_server, admin, front, mut listener) = fronted(&[]).await?;
     admin.admit("allow", "web").await?;
@@ -247,7 +240,6 @@ async fn a_kind_that_vanishes_with_objects_known_keeps_them() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an API server: cargo xtask test api"]
 async fn events_that_come_twice_or_late_never_bring_a_state_back() -> Result<()> {
     for fault in [Fault::Repeat, Fault::Swap] {
         let (_server, admin, front, mut listener) = fronted(&[
@@ -287,7 +279,6 @@ async fn events_that_come_twice_or_late_never_bring_a_state_back() -> Result<()>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an API server: cargo xtask test api"]
 async fn half_a_list_is_none() -> Result<()> {
     let (server, admin, front, mut listener) = fronted(&[
         ("one", "a", "10.0.0.1"),
@@ -323,7 +314,6 @@ async fn half_a_list_is_none() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an API server: cargo xtask test api"]
 async fn a_slow_server_is_waited_for() -> Result<()> {
     let (server, admin) = server().await?;
     admin.pod("web", "web", "10.0.0.1").await?;

@@ -48,9 +48,10 @@ fn cluster(task: &str, options: &[&str]) -> Result<()> {
 
 fn run(state: &State, filter: Option<&str>) -> Result<()> {
     setup::ensure(What::Bpf)?;
-    Step::cargo(["test", "--locked", "-p", "tests", "--test", "cluster"])
+    Step::cargo(["test", "--locked", "-p", "tests"])
+        .args(["--features", "kubernetes", "--test", "cluster"])
         .args(filter)
-        .args(["--", "--ignored", "--nocapture"])
+        .args(["--", "--nocapture"])
         .env("KUBECONFIG", state.kubeconfig())
         .env(parts::VARIABLE, state.parts()?)
         .run()

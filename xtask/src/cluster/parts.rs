@@ -112,19 +112,32 @@ static MODULES: [Module; 4] = [
 /// The task: nothing but the directory goes to stdout.
 #[expect(clippy::print_stdout, reason = "scripts take the directory from there")]
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if args.helm && env::var_os(VARIABLE).is_none() {
-        // At once with the rest: they have much in common.
-        let mut all = args.group.wanted();
-        all.push(helm::wanted());
-        go::ensure(&all)?;
-    }
-    println!("{}", ensure(args.group)?.display());
+    let also = args.helm.then(helm::wanted);
+    println!("{}", ensure_with(args.group, also)?.display());
     Ok(())
+}
+
+/// Whether a cluster's parts need no building.
+pub(crate) fn is_built() -> Result<bool> {
+    if env::var_os(VARIABLE).is_some() {
+        return Ok(true);
+    }
+    for some in Group::All.wanted() {
+        if !some.is_built()? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The directory that holds the parts of `group`; builds what is missing, unless [`VARIABLE`] says
 /// that they are somewhere else.
 pub(crate) fn ensure(group: Group) -> Result<PathBuf> {
+    ensure_with(group, None)
+}
+
+/// The same, and builds something else with it: such programs have much in common.
+fn ensure_with(group: Group, also: Option<Wanted>) -> Result<PathBuf> {
     if let Some(parts) = env::var_os(VARIABLE) {
         let parts = PathBuf::from(parts);
         let missing = missing(&parts, group);
@@ -135,10 +148,13 @@ pub(crate) fn ensure(group: Group) -> Result<PathBuf> {
                 missing.join(", ")
             );
         }
+        go::ensure(also.as_slice())?;
         return Ok(parts);
     }
     let parts = joined()?;
-    let is_new = go::ensure(&group.wanted())?;
+    let mut wanted = group.wanted();
+    wanted.extend(also);
+    let is_new = go::ensure(&wanted)?;
     join(&parts, group)?;
     if is_new {
         go::tell_of_older(std::slice::from_ref(&parts));

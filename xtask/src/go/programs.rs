@@ -126,7 +126,8 @@ impl Wanted {
             .collect())
     }
 
-    fn is_built(&self) -> Result<bool> {
+    /// Whether all of them are there.
+    pub(crate) fn is_built(&self) -> Result<bool> {
         Ok(self.missing()?.is_empty())
     }
 
