@@ -35,9 +35,7 @@ impl Cluster {
 
     /// What kubectl prints; an error when it fails.
     fn kubectl<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Result<String> {
-        let mut kubectl = Command::new(self.server.kubectl());
-        kubectl.arg("--kubeconfig").arg(self.server.kubeconfig()?);
-        output(kubectl.args(arguments))
+        output(self.server.kubectl()?.args(arguments))
     }
 
     /// Applies what `how` names; nothing of it may be unknown to the server.

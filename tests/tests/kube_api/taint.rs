@@ -2,7 +2,6 @@
 //! from no other; with the rights that `deploy/` grants and no more.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use agent::source::OwnNode;
@@ -104,9 +103,8 @@ async fn agent_on(node: &str, kubeconfig: &Path) -> Result<(Listener, watch::Sen
 }
 
 fn kubectl(server: &ApiServer, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(server.kubectl())
-        .arg("--kubeconfig")
-        .arg(server.kubeconfig()?)
+    let output = server
+        .kubectl()?
         .args(arguments)
         .output()
         .context("running kubectl")?;

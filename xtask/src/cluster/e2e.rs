@@ -3,6 +3,7 @@
 
 use anyhow::{Context as _, Result};
 
+use super::kubectl;
 use super::parts;
 use super::state::State;
 use crate::setup::{self, What};
@@ -53,6 +54,7 @@ fn run(state: &State, filter: Option<&str>) -> Result<()> {
         .args(filter)
         .args(["--", "--nocapture"])
         .env("KUBECONFIG", state.kubeconfig())
+        .env(kubectl::CACHE, state.kubectl_cache())
         .env(parts::VARIABLE, state.parts()?)
         .run()
 }
