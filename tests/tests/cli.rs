@@ -470,3 +470,16 @@ fn uninstall_never_acts_unasked() {
     assert_eq!((run.code, run.out.as_str()), (2, ""));
     assert!(run.err.contains("add --yes"), "{}", run.err);
 }
+
+#[test]
+fn capacities_come_from_the_environment_with_commas_between() {
+    let variable = ("PICKET_MAP_CAPACITY", "VERDICTS=4096,NO_SUCH_MAP=1");
+    let run = run_as(&binary(), &["agent", "--manifests", "/"], &[variable]);
+    assert_eq!((run.code, run.out.as_str()), (2, ""));
+    assert!(
+        run.err
+            .contains("--map-capacity \"NO_SUCH_MAP\": no such map"),
+        "{}",
+        run.err
+    );
+}

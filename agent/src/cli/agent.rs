@@ -95,8 +95,13 @@ pub(super) struct Args {
     /// has when left out
     #[arg(long, value_name = "METHOD", env = "PICKET_ATTACH")]
     attach: Option<Method>,
-    /// Entries of a map, as NAME=ENTRIES; may be given again
-    #[arg(long = "map-capacity", value_name = "NAME=ENTRIES")]
+    /// Entries of a map, as NAME=ENTRIES; several with commas between, or given again
+    #[arg(
+        long = "map-capacity",
+        value_name = "NAME=ENTRIES",
+        env = "PICKET_MAP_CAPACITY",
+        value_delimiter = ','
+    )]
     capacities: Vec<String>,
     /// How log lines look: text or json
     #[arg(
