@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
-use tests::api_server::ApiServer;
+use tests::api_server::{ApiServer, PARTS};
 
 /// The Helm that renders the chart.
 const HELM: &str = "PICKET_HELM";
@@ -193,13 +193,17 @@ fn the_uninstalling_overlay_replaces_the_agent_and_keeps_what_it_may() -> Result
             uninstall[part]
         );
     }
-    let names: Vec<&Value> = pod["containers"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|container| &container["name"])
-        .collect();
-    ensure!(names == ["done"], "{names:?}");
+    let rest = pod["containers"].as_array().context("no containers")?;
+    let [done] = rest.as_slice() else {
+        bail!("{rest:?}");
+    };
+    ensure!(done["args"] == serde_json::json!(["uninstall", "--yes", "--wait"]));
+    ensure!(done["image"] == before["image"], "{done}");
+    ensure!(done.get("volumeMounts").is_none(), "{done}");
+    ensure!(
+        done["securityContext"]["capabilities"] == serde_json::json!({"drop": ["ALL"]}),
+        "{done}"
+    );
     Ok(())
 }
 
@@ -229,6 +233,19 @@ fn the_charts_startup_taint_is_the_components() -> Result<()> {
 }
 
 #[test]
+fn the_chart_uninstalls_as_the_overlay_does() -> Result<()> {
+    let parts = std::env::var_os(PARTS).with_context(|| format!("{PARTS} is not set"))?;
+    let mut kustomize = Command::new(Path::new(&parts).join("kubectl"));
+    kustomize.arg("kustomize");
+    let overlay = output(kustomize.arg(deploy("kustomize/overlays/uninstall")))?;
+    let mut overlay = objects(&overlay)?;
+    overlay.remove(&("Namespace".to_owned(), "picket-system".to_owned()));
+    let chart = objects(&rendered(&["uninstall=true"])?)?;
+    ensure!(chart == overlay, "{chart:#?}\nis not\n{overlay:#?}");
+    Ok(())
+}
+
+#[test]
 fn the_chart_with_every_value_set_is_accepted_and_wrong_values_are_refused() -> Result<()> {
     let cluster = Cluster::start()?;
     cluster.kubectl(["create", "namespace", "picket-system"])?;
@@ -252,6 +269,8 @@ fn the_chart_with_every_value_set_is_accepted_and_wrong_values_are_refused() -> 
         ("posture=ajar", "/posture"),
         ("mapCapacities.PEERS_EXACT=0", "/mapCapacities/PEERS_EXACT"),
         ("postre=open", "'postre' not allowed"),
+        ("midStreamGrace=1h30", "/midStreamGrace"),
+        ("deniedRetention=1h30", "/deniedRetention"),
         (
             "metrics.podMonitor.enabled=true",
             "set metrics.address to node",

@@ -4,8 +4,10 @@ use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::Outcome;
+use super::client::runtime;
 use super::output::{Format, Terminal, counted};
 use crate::config::DEFAULT_PINS;
 use crate::dataplane::{Uninstalled, uninstall};
@@ -19,11 +21,15 @@ Stop the agent first: one that runs would install everything again.
 Examples:
   picket uninstall
   picket uninstall --yes
-  picket uninstall --yes --pins /sys/fs/bpf/picket")]
+  picket uninstall --yes --pins /sys/fs/bpf/picket
+  picket uninstall --yes --wait                     in a pod, which would be started again else")]
 pub(super) struct Args {
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
+    /// When done, stay until told to end by SIGTERM or Ctrl-C
+    #[arg(long)]
+    wait: bool,
     /// Directory the agent pins under
     #[arg(long, value_name = "DIR", env = "PICKET_PINS", default_value = DEFAULT_PINS)]
     pins: PathBuf,
@@ -56,6 +62,9 @@ impl Args {
                 writeln!(out, "nothing is enforced on this node any more")
             }
         })?;
+        if self.wait {
+            wait_for_the_end()?;
+        }
         Ok(Outcome::Yes)
     }
 
@@ -74,6 +83,19 @@ impl Args {
         io::stdin().lock().read_line(&mut answer)?;
         Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
     }
+}
+
+/// A container's first process has to listen for signals, or they do nothing.
+fn wait_for_the_end() -> anyhow::Result<()> {
+    runtime()?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    })
 }
 
 /// One line a thing.

@@ -5,6 +5,7 @@ use anyhow::{Context as _, Result};
 
 use super::kubectl;
 use super::parts;
+use super::picket;
 use super::state::State;
 use crate::setup::{self, What};
 use crate::step::Step;
@@ -28,7 +29,9 @@ pub(crate) fn test(filter: Option<&str>, thorough: bool) -> Result<()> {
     let others: &[&[&str]] = if thorough { OTHERS } else { &[] };
     for shape in [SHAPE].iter().chain(others) {
         eprintln!("-- {}", shape.join(" "));
-        let outcome = cluster("up", shape).and_then(|()| run(&state, filter));
+        let outcome = cluster("up", shape)
+            .and_then(|()| run(&state, filter))
+            .and_then(|()| picket::uninstall(&state));
         // Whatever came of it; and what it was is more than how it ended.
         let ended = cluster("down", &[]);
         outcome.with_context(|| format!("with {}", shape.join(" ")))?;
