@@ -24,8 +24,9 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
 
-pub(crate) use e2e::test;
+pub(crate) use e2e::{test, tests};
 pub(crate) use parts::{Group, VARIABLE, ensure, is_built};
+pub(crate) use picket::{AGENTS, MANIFESTS};
 
 use crate::step::{self, Step};
 use kubectl::Kubectl;

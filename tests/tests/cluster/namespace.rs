@@ -64,6 +64,17 @@ impl Namespace {
         serde_json::from_value(said["items"].take()).context("reading the list of pods")
     }
 
+    /// Two nodes that pods come to, by name.
+    pub(crate) fn two_nodes(&self) -> Result<[String; 2]> {
+        let control_plane = "!node-role.kubernetes.io/control-plane";
+        let names = "jsonpath={.items[*].metadata.name}";
+        let said = self.kubectl(&["get", "nodes", "-l", control_plane, "-o", names])?;
+        let mut names = said.split_whitespace().map(str::to_owned);
+        let two = names.next().zip(names.next());
+        let (one, other) = two.context("these tests need two nodes that pods come to")?;
+        Ok([one, other])
+    }
+
     /// A server and a client on every node.
     pub(crate) fn populate(&self) -> Result<()> {
         let server = ["netexec", "--http-port=8080"];
@@ -187,12 +198,14 @@ impl Drop for Namespace {
     }
 }
 
-/// kubectl of the cluster that `cargo xtask test e2e` has started.
+/// kubectl, as the administrator of the cluster that is tested. It is one of the cluster's parts, or,
+/// where the cluster was not made of any, on the PATH.
 fn kubectl(args: &[&str], input: &str) -> Result<String> {
-    let parts = env::var_os(PARTS).map(PathBuf::from);
-    let (Some(parts), Some(_)) = (parts, env::var_os("KUBECONFIG")) else {
-        bail!("these tests need a cluster: `cargo xtask test e2e` starts one for them");
-    };
+    ensure!(
+        env::var_os("KUBECONFIG").is_some(),
+        "these tests need a cluster: `cargo xtask test e2e` starts one for them"
+    );
+    let parts = env::var_os(PARTS).map(PathBuf::from).unwrap_or_default();
     let mut child = Command::new(parts.join("kubectl"))
         .args(args)
         .stdin(Stdio::piped())

@@ -50,12 +50,17 @@ fn cluster(task: &str, options: &[&str]) -> Result<()> {
         .run()
 }
 
-fn run(state: &State, filter: Option<&str>) -> Result<()> {
-    setup::ensure(What::Bpf)?;
+/// The tests, which the environment tells of a cluster.
+pub(crate) fn tests(filter: Option<&str>) -> Step {
     Step::cargo(["test", "--locked", "-p", "tests"])
         .args(["--features", "kubernetes", "--test", "cluster"])
         .args(filter)
         .args(["--", "--nocapture"])
+}
+
+fn run(state: &State, filter: Option<&str>) -> Result<()> {
+    setup::ensure(What::Bpf)?;
+    tests(filter)
         .env("KUBECONFIG", state.kubeconfig())
         .env(kubectl::CACHE, state.kubectl_cache())
         .env(parts::VARIABLE, state.parts()?)

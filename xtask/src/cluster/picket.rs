@@ -18,7 +18,7 @@ use crate::places;
 use crate::step::{self, Step};
 
 /// What is applied.
-const MANIFESTS: &str = "deploy/picket.yaml";
+pub(crate) const MANIFESTS: &str = "deploy/picket.yaml";
 
 /// What is applied to take it out of every node again.
 const UNINSTALL: &str = "deploy/kustomize/overlays/uninstall";
@@ -27,7 +27,7 @@ const UNINSTALL: &str = "deploy/kustomize/overlays/uninstall";
 const PINS: &str = "/sys/fs/bpf/picket";
 
 /// What these manifests call the agents, and where they put them.
-const AGENTS: [&str; 3] = ["daemonset/picket", "--namespace", "picket-system"];
+pub(crate) const AGENTS: [&str; 3] = ["daemonset/picket", "--namespace", "picket-system"];
 
 /// Which version.
 #[derive(Debug, clap::Args)]
