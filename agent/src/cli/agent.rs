@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::Outcome;
 use crate::config::{
-    Config, DEFAULT_DENIED_RETENTION, DEFAULT_NETNS, DEFAULT_PINS, DEFAULT_SOCKET, LogFormat,
-    MidStreamGrace, OnCut, Options, Posture,
+    Config, DEFAULT_DENIED_RETENTION, DEFAULT_NETNS, DEFAULT_PINS, DEFAULT_SOCKET, DEFAULT_STATE,
+    LogFormat, MidStreamGrace, OnCut, Options, Posture,
 };
 use crate::dataplane::Method;
 use crate::endpoints::DEFAULT_CNI_RESULTS;
@@ -56,6 +56,10 @@ pub(super) struct Args {
     /// pod's first packet; where there is none, addresses in pods' status say it
     #[arg(long, value_name = "DIR", env = "PICKET_CNI_RESULTS", default_value = DEFAULT_CNI_RESULTS)]
     cni_results: PathBuf,
+    /// Directory in which what the API server said is kept, for an agent that starts while it does
+    /// not answer; of no use after the machine has booted
+    #[arg(long, value_name = "DIR", env = "PICKET_STATE", default_value = DEFAULT_STATE)]
+    state: PathBuf,
     /// What happens to what is not known yet or cannot be represented: closed or open
     #[arg(
         long,
@@ -125,6 +129,7 @@ impl Args {
             pins: self.pins,
             netns: self.netns,
             cni_results: self.cni_results,
+            state: self.state,
             posture: self.posture,
             mid_stream_grace: self.mid_stream_grace,
             on_cut: self.on_cut,

@@ -1,4 +1,5 @@
-//! `picket uninstall`: takes programs, links and maps out of the kernel.
+//! `picket uninstall`: takes programs, links and maps out of the kernel, and off the disk what an
+//! API server said.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -9,9 +10,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::Outcome;
 use super::client::runtime;
 use super::output::{Format, Terminal, counted};
-use crate::config::DEFAULT_PINS;
+use crate::config::{DEFAULT_PINS, DEFAULT_STATE};
 use crate::dataplane::{Uninstalled, uninstall};
 use crate::dto::{Kind as _, Removal};
+use crate::source;
 
 /// Take every program, link and map of Picket off this node: nothing is enforced afterwards
 #[derive(Debug, clap::Args)]
@@ -33,6 +35,9 @@ pub(super) struct Args {
     /// Directory the agent pins under
     #[arg(long, value_name = "DIR", env = "PICKET_PINS", default_value = DEFAULT_PINS)]
     pins: PathBuf,
+    /// Directory in which the agent keeps what the API server said
+    #[arg(long, value_name = "DIR", env = "PICKET_STATE", default_value = DEFAULT_STATE)]
+    state: PathBuf,
     /// How to print what was removed
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     output: Format,
@@ -46,7 +51,9 @@ impl Args {
         }
         let uninstalled = uninstall(&self.pins)
             .with_context(|| format!("removing what is pinned under {}", self.pins.display()))?;
-        let document = removed(&uninstalled).into_document();
+        let forgotten = source::forget_api(&self.state)
+            .with_context(|| format!("removing what is kept in {}", self.state.display()))?;
+        let document = removed(&uninstalled, forgotten).into_document();
         let lines = &document.body.removed;
         self.output.print(&document, |out| {
             for line in lines {
@@ -99,7 +106,7 @@ fn wait_for_the_end() -> anyhow::Result<()> {
 }
 
 /// One line a thing.
-fn removed(uninstalled: &Uninstalled) -> Removal {
+fn removed(uninstalled: &Uninstalled, forgotten: bool) -> Removal {
     let counted = |number: usize, one, many| (number > 0).then(|| counted(number, one, many));
     let programs = counted(
         uninstalled.interfaces,
@@ -111,7 +118,8 @@ fn removed(uninstalled: &Uninstalled) -> Removal {
         "directory of pinned maps and links",
         "directories of pinned maps and links",
     );
+    let kept = forgotten.then(|| "what was kept of the API server's objects".to_owned());
     Removal {
-        removed: programs.into_iter().chain(pins).collect(),
+        removed: programs.into_iter().chain(pins).chain(kept).collect(),
     }
 }

@@ -3,6 +3,7 @@
 
 mod enforced;
 mod faults;
+mod kept;
 mod numbers;
 mod taint;
 mod world;

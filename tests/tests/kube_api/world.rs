@@ -133,10 +133,10 @@ impl Listener {
 
     /// One that listens for the agent of a node.
     pub(crate) async fn open_on(kubeconfig: &Path, own_node: Option<OwnNode>) -> Result<Self> {
+        let access = Access::Kubeconfig(kubeconfig.to_owned());
+        let state = kubeconfig.with_file_name("state");
         Ok(Self {
-            batches: watch_api(Access::Kubeconfig(kubeconfig.to_owned()), own_node)
-                .await?
-                .boxed(),
+            batches: watch_api(access, &state, own_node).await?.boxed(),
             cluster: Cluster::new(),
             is_complete: false,
             findings: Vec::new(),
