@@ -6,6 +6,9 @@
 )]
 
 mod first_act;
+mod host;
 mod namespace;
 mod probes;
 mod reach;
+mod starts;
+mod streams;

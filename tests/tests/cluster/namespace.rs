@@ -4,6 +4,7 @@ use std::env;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{self, Command, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -17,9 +18,25 @@ pub(crate) const IMAGE: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
 /// What anything in a cluster may take on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
+/// Held for writing by tests that end agents: others would be disturbed.
+static AGENTS: RwLock<()> = RwLock::new(());
+
 /// A namespace of this test alone, gone with it.
 pub(crate) struct Namespace {
     name: String,
+    _agents: Agents,
+}
+
+/// What a test may do to the agents while it runs; released as its namespace goes.
+enum Agents {
+    /// They are everybody's.
+    Shared {
+        _guard: RwLockReadGuard<'static, ()>,
+    },
+    /// No other test runs.
+    Alone {
+        _guard: RwLockWriteGuard<'static, ()>,
+    },
 }
 
 /// What came of a connection, in agnhost's words.
@@ -32,8 +49,22 @@ pub(crate) enum Fate {
 
 impl Namespace {
     pub(crate) fn new(test: &str) -> Result<Self> {
+        let guard = AGENTS.read().unwrap_or_else(PoisonError::into_inner);
+        Self::with(test, Agents::Shared { _guard: guard })
+    }
+
+    /// One for a test that other tests must not run beside.
+    pub(crate) fn alone(test: &str) -> Result<Self> {
+        let guard = AGENTS.write().unwrap_or_else(PoisonError::into_inner);
+        Self::with(test, Agents::Alone { _guard: guard })
+    }
+
+    fn with(test: &str, agents: Agents) -> Result<Self> {
         let name = format!("{test}-{}", process::id());
-        let namespace = Self { name };
+        let namespace = Self {
+            name,
+            _agents: agents,
+        };
         kubectl(&["create", "namespace", &namespace.name], "")?;
         // Pods can only be made where their account is.
         wait_until("the account of pods", PATIENCE, || {
@@ -200,7 +231,7 @@ impl Drop for Namespace {
 
 /// kubectl, as the administrator of the cluster that is tested. It is one of the cluster's parts, or,
 /// where the cluster was not made of any, on the PATH.
-fn kubectl(args: &[&str], input: &str) -> Result<String> {
+pub(crate) fn kubectl(args: &[&str], input: &str) -> Result<String> {
     ensure!(
         env::var_os("KUBECONFIG").is_some(),
         "these tests need a cluster: `cargo xtask test e2e` starts one for them"
