@@ -159,7 +159,7 @@ fn end_attempts(attempts: Vec<Attempts>, during: &str) -> Result<()> {
 }
 
 fn picket(args: &[&str]) -> Result<String> {
-    kubectl(&[&["--namespace", "picket"], args].concat(), "")
+    kubectl(&[&["--namespace", "picket-system"], args].concat(), "")
 }
 
 fn rolled_out() -> Result<()> {

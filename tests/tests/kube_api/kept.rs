@@ -38,7 +38,10 @@ async fn what_was_known_is_known_again_and_then_what_changed() -> Result<()> {
     admin.relabel("changes", "c").await?;
     admin.delete_pod("goes").await?;
     listener.catch_up(&admin).await?;
-    assert_eq!(listener.take_told(), ["shop/changes c", "shop/goes gone"]);
+    let mut told = listener.take_told();
+    // A pod may be seen on its way out.
+    told.retain(|told| told != "shop/goes a");
+    assert_eq!(told, ["shop/changes c", "shop/goes gone"]);
     listener
         .until("all to be well", |seen| seen.findings.is_empty())
         .await?;
