@@ -88,7 +88,7 @@ impl Scene {
         let port = self.next_port;
         self.next_port += 1;
         let at = SocketAddr::new(server.address.ip(), port);
-        let speaks = if port % 2 == 0 {
+        let speaks = if port.is_multiple_of(2) {
             Speaker::Server
         } else {
             Speaker::Client
