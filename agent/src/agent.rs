@@ -20,9 +20,11 @@ use tracing::{error, info};
 
 use crate::config::{Config, Objects, OnCut};
 use crate::dataplane::{Dataplane, Diagnostics, Events, Options};
-use crate::reconcile::{Handle, Inputs, Reconciler};
+use crate::http::Starts;
+use crate::plugin::{Installer, Standing};
+use crate::reconcile::{Handle, Inputs, Reconciler, Tells};
 use crate::resets::Resets;
-use crate::{endpoints, http, memory, source, telemetry};
+use crate::{endpoints, http, memory, plugin, source, telemetry};
 
 /// Questions waiting for the loop; whoever asks more waits.
 const QUESTIONS: usize = 64;
@@ -104,11 +106,13 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> anyhow
             watched.context("reading how to reach the API server")?
         }
     };
-    let sightings = endpoints::watch(&config.netns, &config.cni_results)
+    let hands = endpoints::Hands::new(&config.netns);
+    let sightings = endpoints::watch(&config.netns, &config.cni_results, hands.clone())
         .context("watching network interfaces")?;
     let (questions, asked) = mpsc::channel(QUESTIONS);
     let (records, _) = broadcast::channel(RECORDS);
-    let handle = Handle::new(questions, records.clone());
+    let (rounds, round) = watch::channel(());
+    let handle = Handle::new(questions, records.clone(), round);
     let resets = resets.map(|resets| resets.run(handle.records()));
     let (shutdown, shut_down) = oneshot::channel();
     let inputs = Inputs {
@@ -126,6 +130,7 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> anyhow
         taken_up = dataplane.taken_up().len(),
         "agent started"
     );
+    let plugin = config.plugin.clone();
     let reconciler = Reconciler::new(config, dataplane).context("reading the maps")?;
 
     let mut servers = JoinSet::new();
@@ -134,13 +139,21 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> anyhow
     if let Some(resets) = resets {
         servers.spawn(resets);
     }
+    let (standing, stands) = watch::channel(Standing::default());
+    if let Some((places, entry)) = plugin {
+        servers.spawn(plugin::keep(Installer::new(places, entry), standing));
+    }
     let (listener, _socket) = socket.split();
     servers.spawn(serve(
         "API and metrics",
-        http::serve(handle, listener, metrics, totals),
+        http::serve(handle, Starts { hands, stands }, listener, metrics, totals),
     ));
 
-    let mut reconciling = tokio::spawn(reconciler.run(inputs, ready));
+    let tells = Tells {
+        is_ready: ready,
+        rounds,
+    };
+    let mut reconciling = tokio::spawn(reconciler.run(inputs, tells));
     let ended = tokio::select! {
         ended = &mut reconciling => ended,
         () = stop => {

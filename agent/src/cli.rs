@@ -7,6 +7,7 @@ mod agent;
 mod asking;
 mod can;
 mod client;
+mod cni;
 mod completion;
 mod explain;
 mod flows;
@@ -103,13 +104,17 @@ enum Command {
     Flows(flows::Args),
     Status(status::Args),
     Uninstall(uninstall::Args),
+    Cni(cni::Args),
     Completion(completion::Args),
     Version(version::Args),
 }
 
 /// Parses the arguments, runs the command and says how it ended.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+    if cni::is_called(arguments.first()) {
+        arguments.push("cni".into());
+    }
     let matches = match command(arguments.first()).try_get_matches_from(&arguments) {
         Ok(matches) => matches,
         Err(error) => return said_by_clap(&error),
@@ -139,6 +144,7 @@ fn dispatch(command: Command, terminal: &Terminal) -> anyhow::Result<Outcome> {
         Command::Flows(args) => args.run(terminal),
         Command::Status(args) => args.run(terminal),
         Command::Uninstall(args) => args.run(terminal),
+        Command::Cni(cni::Args {}) => cni::run(),
         Command::Completion(args) => args.run(command_tree()),
         Command::Version(args) => args.run(),
     }

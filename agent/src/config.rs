@@ -1,6 +1,7 @@
 //! The agent's configuration: raw options in, typed and validated once, never seen raw again.
 
 mod objects;
+mod plugin;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -11,8 +12,10 @@ use agent_common::maps::{MAPS, MapKind};
 
 use crate::dataplane::Method;
 use crate::endpoints::DEFAULT_CNI_RESULTS;
+use crate::plugin::{DEFAULT_BIN_DIR, DEFAULT_CONF_DIR, Entry, OnTimeout, Places};
 
 pub use objects::Objects;
+pub use plugin::Plugin;
 
 /// Where the API's Unix socket is when nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/run/picket/agent.sock";
@@ -25,6 +28,8 @@ pub const DEFAULT_STATE: &str = "/var/lib/picket";
 /// Port of the metrics server when only an address is given.
 pub const DEFAULT_METRICS_PORT: u16 = 9911;
 
+/// How long the CNI plugin holds a pod's start up when nothing else is said.
+pub const DEFAULT_CNI_WAIT: &str = "5s";
 /// How long a refusal is remembered when nothing else is said.
 pub const DEFAULT_DENIED_RETENTION: &str = "24h";
 /// Longer than the time after which a refusal that goes on is reported again.
@@ -193,6 +198,15 @@ pub enum ConfigError {
     /// `--on-cut` is neither word.
     #[error("--on-cut {0:?}: unknown; write silence or reset")]
     OnCut(String),
+    /// `--cni-plugin` is neither word.
+    #[error("--cni-plugin {0:?}: unknown; write off or install")]
+    Plugin(String),
+    /// `--cni-on-timeout` is neither word.
+    #[error("--cni-on-timeout {0:?}: unknown; write start or fail")]
+    OnTimeout(String),
+    /// `--cni-wait` cannot be read or is too long.
+    #[error("--cni-wait {0:?}: write a duration of 1ms to 5s")]
+    PluginWait(String),
     /// `--log-format` is neither word.
     #[error("--log-format {0:?}: unknown; write text or json")]
     LogFormat(String),
@@ -254,6 +268,14 @@ pub struct Options {
     pub attach: Option<Method>,
     /// `--map-capacity`, each `NAME=ENTRIES`.
     pub capacities: Vec<String>,
+    /// `--cni-plugin`.
+    pub cni_plugin: Plugin,
+    /// `--cni-conf-dir` and `--cni-bin-dir`.
+    pub cni_places: Places,
+    /// `--cni-on-timeout`.
+    pub cni_on_timeout: OnTimeout,
+    /// `--cni-wait`.
+    pub cni_wait: String,
     /// `--log-format`.
     pub log_format: LogFormat,
 }
@@ -278,6 +300,13 @@ impl Options {
             denied_retention: DEFAULT_DENIED_RETENTION.to_owned(),
             attach: None,
             capacities: Vec::new(),
+            cni_plugin: Plugin::default(),
+            cni_places: Places {
+                conf: PathBuf::from(DEFAULT_CONF_DIR),
+                bin: PathBuf::from(DEFAULT_BIN_DIR),
+            },
+            cni_on_timeout: OnTimeout::default(),
+            cni_wait: DEFAULT_CNI_WAIT.to_owned(),
             log_format: LogFormat::default(),
         }
     }
@@ -316,6 +345,8 @@ pub struct Config {
     pub attach: Option<Method>,
     /// Capacities that differ from the default, by map name.
     pub capacities: Capacities,
+    /// Where the CNI plugin is put and what its entry says; nothing where it is not.
+    pub plugin: Option<(Places, Entry)>,
     /// How log lines look.
     pub log_format: LogFormat,
 }
@@ -395,6 +426,7 @@ impl Config {
     /// The first option that cannot be what it says, with the remedy.
     pub fn new(options: Options) -> Result<Self, ConfigError> {
         let objects = Objects::of(&options)?;
+        let plugin = plugin::of(&options)?;
         if options.node.as_deref() == Some("") {
             return Err(ConfigError::EmptyNode);
         }
@@ -414,6 +446,7 @@ impl Config {
                 .map(metrics_address)
                 .transpose()?,
             capacities: Capacities::parse(&options.capacities)?,
+            plugin,
             objects,
             node: options.node,
             socket: options.socket,

@@ -57,6 +57,7 @@ kinds!(
     DenialList,
     EffectivePolicy,
     MapList,
+    PodStart,
     Removal,
     Problem
 );

@@ -2,15 +2,18 @@
 //! host-side interface behind each. Which pod that is, is decided by `reconcile`.
 //!
 //! Nothing is asked of a container runtime: every namespace under `/run/netns` is entered and read
-//! by netlink, and what the runtime wrote about it is read from CNI's result cache (`cni`). Links and
+//! by netlink, and what the runtime wrote about it is read from CNI's result cache (`cni`), or
+//! handed over by the chained plugin, which runs before that is written (`handed`). Links and
 //! addresses that come or go, here or in any namespace, and files that are written make it be read
 //! again at once; a slow look finds what no message told.
 
 mod cni;
+mod handed;
 mod netlink;
 mod netns;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -29,6 +32,7 @@ use netlink::{Link, Messages};
 use netns::{Listed, Netns};
 
 pub use cni::{DEFAULT_CNI_RESULTS, Sandbox};
+pub use handed::{HandError, Handed, Hands, MAX_WORD_BYTES};
 
 /// Sightings under way to the reconciler; a full channel stops the looking, nothing else.
 const SIGHTINGS: usize = 4;
@@ -104,7 +108,11 @@ pub struct Sighting {
 ///
 /// # Errors
 /// The kernel gives no rtnetlink socket, or the thread cannot be started.
-pub fn watch(netns_dir: &Path, cni_results: &Path) -> io::Result<ReceiverStream<Sighting>> {
+pub fn watch(
+    netns_dir: &Path,
+    cni_results: &Path,
+    hands: Hands,
+) -> io::Result<ReceiverStream<Sighting>> {
     let (sightings, stream) = mpsc::channel(SIGHTINGS);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -124,6 +132,7 @@ pub fn watch(netns_dir: &Path, cni_results: &Path) -> io::Result<ReceiverStream<
         failing: None,
         messages,
         results: Results::of(cni_results, netns_dir),
+        hands,
         namespace_files: FileSigns::new(Arc::clone(&files)),
         result_files: FileSigns::new(Arc::clone(&files)),
         files,
@@ -148,6 +157,7 @@ struct Watch {
     unreachable: Option<Vec<Unreachable>>,
     messages: Messages,
     results: Results,
+    hands: Hands,
     namespace_files: FileSigns,
     result_files: FileSigns,
     /// Something happened to files of either.
@@ -214,6 +224,7 @@ impl Watch {
         tokio::select! {
             () = self.messages.next() => {}
             () = self.files.notified() => {}
+            () = self.hands.news() => {}
         }
     }
 
@@ -280,6 +291,13 @@ impl Watch {
             records: self.results.read(),
             ..Seen::default()
         };
+        let is_there = |netns: &OsStr| {
+            let mut listed = listed.namespaces.iter();
+            listed.any(|each| each.path().file_name() == Some(netns))
+        };
+        for handed in self.hands.of(is_there) {
+            seen.records.add(handed);
+        }
         self.unmounted_looks = if listed.has_unmounted {
             self.unmounted_looks.saturating_sub(1)
         } else {

@@ -2,40 +2,47 @@
 //! may open; metrics and health on a TCP address when one is asked for.
 
 mod questions;
+mod starts;
 mod stream;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 
-use axum::extract::{Path as UrlPath, Query, State};
+use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::dto::{self, Kind};
+use crate::endpoints::MAX_WORD_BYTES;
 use crate::flows::{self, Flows};
 use crate::metrics::{self, Metrics};
 use crate::reading::{self, Reading, TakeError, Wanted};
 use crate::reconcile::Handle;
 
+pub use starts::Starts;
+
 #[derive(Clone)]
 struct Api {
     handle: Handle,
+    starts: Starts,
     flows: Flows,
     metrics: Metrics,
 }
 
 /// Serves the API at `socket`, and metrics and health at an address of the node when there is one,
-/// until the agent stops. `totals` is the file in which counters outlive the agent.
+/// until the agent stops. `starts` is about the chained CNI plugin, `totals` is the file in
+/// which counters outlive the agent.
 ///
 /// # Errors
 /// A listener failed.
 pub async fn serve(
     handle: Handle,
+    starts: Starts,
     socket: UnixListener,
     scrapes: Option<TcpListener>,
     totals: PathBuf,
@@ -44,6 +51,7 @@ pub async fn serve(
     let (metrics, metrics_task) = metrics::start(handle.clone(), totals);
     let api = Api {
         handle,
+        starts,
         flows,
         metrics,
     };
@@ -66,6 +74,8 @@ fn routes(api: Api) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/endpoints", get(endpoints))
+        .route("/v1/endpoints/wait", post(starts::wait))
+        .layer(DefaultBodyLimit::max(MAX_WORD_BYTES))
         .route("/v1/flows", get(stream::flows))
         .route("/v1/edges", get(edges))
         .route("/v1/can", get(can))
@@ -147,7 +157,7 @@ fn answered<T: Kind + Serialize>(body: T) -> Answer<T> {
 async fn unknown() -> Failure {
     Failure(
         StatusCode::NOT_FOUND,
-        "no such path; there are /v1/status, endpoints, flows, edges, can, why, policy/{namespace}/{pod}, maps"
+        "no such path; there are /v1/status, endpoints, endpoints/wait, flows, edges, can, why, policy/{namespace}/{pod}, maps"
             .to_owned(),
     )
 }
@@ -161,7 +171,9 @@ async fn status(State(api): State<Api>) -> Answer<dto::Status> {
         },
     )
     .await?;
-    answered(reading.into_status())
+    let mut status = reading.into_status();
+    api.starts.say(&mut status);
+    answered(status)
 }
 
 async fn endpoints(State(api): State<Api>) -> Answer<dto::EndpointList> {

@@ -134,6 +134,7 @@ impl Reading {
                 })
             }),
             error,
+            cni_plugin: None,
             events_lost,
             denied_overflow,
         }

@@ -41,7 +41,7 @@ use crate::source::{Batch, Reported};
 pub use folds::{Counts, Fold, Folds, Owner};
 pub use handle::{Handle, Record, Records, Stopped};
 pub use plans::{Histogram, Plans, Timing};
-pub(crate) use run::{Inputs, Reconciler};
+pub(crate) use run::{Inputs, Reconciler, Tells};
 
 /// Everything that can wake the reconciler. Closed on purpose: this list is the documentation.
 #[derive(Debug)]

@@ -60,7 +60,7 @@ fn judged(arguments: &[&str]) -> Run {
     picket(&[arguments, &["-f", &manifests("cli")]].concat())
 }
 
-const COMMANDS: [&str; 9] = [
+const COMMANDS: [&str; 10] = [
     "agent",
     "matrix",
     "can",
@@ -68,6 +68,7 @@ const COMMANDS: [&str; 9] = [
     "flows",
     "status",
     "uninstall",
+    "cni",
     "completion",
     "version",
 ];

@@ -143,13 +143,29 @@ fn the_account_may_list_and_watch_what_policy_is_made_of_and_nothing_else() -> R
     Ok(())
 }
 
+/// Where a container mounts what another does not; the other's are the first of its own.
+fn added(before: &Value, after: &Value) -> Result<Vec<String>> {
+    let mounts = |of: &Value| of["volumeMounts"].as_array().cloned().context("no mounts");
+    let (before, after) = (mounts(before)?, mounts(after)?);
+    let rest = after.strip_prefix(before.as_slice());
+    let rest = rest.with_context(|| format!("{after:?}"))?.iter();
+    let paths = rest.map(|mount| mount["mountPath"].as_str().unwrap_or_default().to_owned());
+    Ok(paths.collect())
+}
+
 #[test]
 fn every_component_is_accepted_and_adds_only_what_it_says() -> Result<()> {
     let cluster = Cluster::start()?;
     cluster.apply("-f", &deploy("picket.yaml"))?;
     let agent = |set: &Value| set["template"]["spec"]["containers"][0].clone();
     let plain = agent(&cluster.daemon_set()?);
-    let all = Overlay::of(&["linux-5.10", "metrics", "reset-on-cut", "startup-taint"])?;
+    let all = Overlay::of(&[
+        "cni-plugin",
+        "linux-5.10",
+        "metrics",
+        "reset-on-cut",
+        "startup-taint",
+    ])?;
     cluster.apply("-k", &all.0)?;
     let mut changed = agent(&cluster.daemon_set()?);
     let environment = changed["env"].as_array().context("no environment")?;
@@ -160,6 +176,8 @@ fn every_component_is_accepted_and_adds_only_what_it_says() -> Result<()> {
     );
     ensure!(environment[at("PICKET_METRICS").context("none")?]["value"] == "$(NODE_ADDRESS)");
     ensure!(environment[at("PICKET_ON_CUT").context("none")?]["value"] == "reset");
+    ensure!(environment[at("PICKET_CNI_PLUGIN").context("none")?]["value"] == "install");
+    ensure!(added(&plain, &changed)? == ["/etc/cni/net.d", "/opt/cni/bin"]);
     let capabilities = &changed["securityContext"]["capabilities"]["add"];
     ensure!(
         *capabilities == serde_json::json!(["NET_ADMIN", "SYS_ADMIN", "SYS_RESOURCE", "NET_RAW"]),
@@ -169,7 +187,7 @@ fn every_component_is_accepted_and_adds_only_what_it_says() -> Result<()> {
         ensure!(changed[probe]["httpGet"].get("host").is_none(), "{probe}");
         changed[probe] = plain[probe].clone();
     }
-    for part in ["env", "securityContext"] {
+    for part in ["env", "securityContext", "volumeMounts"] {
         changed[part] = plain[part].clone();
     }
     ensure!(changed == plain, "{changed:#}");
@@ -186,7 +204,8 @@ fn the_uninstalling_overlay_replaces_the_agent_and_keeps_what_it_may() -> Result
     let pod = &mut set["template"]["spec"];
     let uninstall = pod["initContainers"][0].take();
     ensure!(uninstall["args"] == serde_json::json!(["uninstall", "--yes"]));
-    for part in ["image", "securityContext", "volumeMounts"] {
+    ensure!(added(&before, &uninstall)? == ["/etc/cni/net.d", "/opt/cni/bin"]);
+    for part in ["image", "securityContext"] {
         ensure!(
             uninstall[part] == before[part],
             "{part}: {}",
@@ -253,7 +272,7 @@ fn the_chart_with_every_value_set_is_accepted_and_wrong_values_are_refused() -> 
         "image.repository=registry.example/picket,image.tag=1.2.3,image.pullSecrets[0].name=key",
         "posture=open,onCut=reset,midStreamGrace=60s,deniedRetention=1h,logFormat=json",
         "mapCapacities.PEERS_EXACT=262144,linux510=true,metrics.address=node,maxUnavailable=1",
-        "startupTaint=true",
+        "startupTaint=true,cniPlugin.enabled=true,cniPlugin.onTimeout=fail",
         "podLabels.team=platform,podAnnotations.note=x",
     ])?;
     let file = Scratch::new("chart.yaml");
@@ -271,6 +290,7 @@ fn the_chart_with_every_value_set_is_accepted_and_wrong_values_are_refused() -> 
         ("postre=open", "'postre' not allowed"),
         ("midStreamGrace=1h30", "/midStreamGrace"),
         ("deniedRetention=1h30", "/deniedRetention"),
+        ("cniPlugin.onTimeout=perhaps", "/cniPlugin/onTimeout"),
         (
             "metrics.podMonitor.enabled=true",
             "set metrics.address to node",

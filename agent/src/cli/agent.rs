@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use super::Outcome;
 use crate::config::{
-    Config, DEFAULT_DENIED_RETENTION, DEFAULT_NETNS, DEFAULT_PINS, DEFAULT_SOCKET, DEFAULT_STATE,
-    LogFormat, MidStreamGrace, OnCut, Options, Posture,
+    Config, DEFAULT_CNI_WAIT, DEFAULT_DENIED_RETENTION, DEFAULT_NETNS, DEFAULT_PINS,
+    DEFAULT_SOCKET, DEFAULT_STATE, LogFormat, MidStreamGrace, OnCut, Options, Plugin, Posture,
 };
 use crate::dataplane::Method;
 use crate::endpoints::DEFAULT_CNI_RESULTS;
+use crate::plugin::{DEFAULT_BIN_DIR, DEFAULT_CONF_DIR, OnTimeout, Places};
 
 /// Set in every container of a cluster.
 const IN_CLUSTER: &str = "KUBERNETES_SERVICE_HOST";
@@ -107,6 +108,33 @@ pub(super) struct Args {
         value_delimiter = ','
     )]
     capacities: Vec<String>,
+    /// Put a plugin behind those of the node's network that lets a pod start when its policy is in
+    /// force: install, and keep it there; or off, and leave the network as it is
+    #[arg(
+        long,
+        value_name = "WORD",
+        env = "PICKET_CNI_PLUGIN",
+        default_value = "off"
+    )]
+    cni_plugin: Plugin,
+    /// What that plugin does with a pod whose policy is not in force in time: start, and its
+    /// interface has the posture until it is; or fail, and the kubelet tries again
+    #[arg(
+        long,
+        value_name = "WORD",
+        env = "PICKET_CNI_ON_TIMEOUT",
+        default_value = "start"
+    )]
+    cni_on_timeout: OnTimeout,
+    /// How long it holds a pod's start up: 5s at most
+    #[arg(long, value_name = "DURATION", env = "PICKET_CNI_WAIT", default_value = DEFAULT_CNI_WAIT)]
+    cni_wait: String,
+    /// Directory of the container runtime's networks
+    #[arg(long, value_name = "DIR", env = "PICKET_CNI_CONF_DIR", default_value = DEFAULT_CONF_DIR)]
+    cni_conf_dir: PathBuf,
+    /// Directory of the container runtime's plugins
+    #[arg(long, value_name = "DIR", env = "PICKET_CNI_BIN_DIR", default_value = DEFAULT_BIN_DIR)]
+    cni_bin_dir: PathBuf,
     /// How log lines look: text or json
     #[arg(
         long,
@@ -136,6 +164,13 @@ impl Args {
             denied_retention: self.denied_retention,
             attach: self.attach,
             capacities: self.capacities,
+            cni_plugin: self.cni_plugin,
+            cni_places: Places {
+                conf: self.cni_conf_dir,
+                bin: self.cni_bin_dir,
+            },
+            cni_on_timeout: self.cni_on_timeout,
+            cni_wait: self.cni_wait,
             log_format: self.log_format,
         })?;
         crate::agent::run(config)?;

@@ -413,6 +413,7 @@ mod tests {
             }),
             error: None,
             events_lost: 0,
+            cni_plugin: None,
             denied_overflow: 0,
         }
     }

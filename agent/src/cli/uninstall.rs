@@ -1,5 +1,5 @@
-//! `picket uninstall`: takes programs, links and maps out of the kernel, and off the disk what an
-//! API server said.
+//! `picket uninstall`: takes the plugin out of the node's network, programs, links and maps out of the
+//! kernel, and off the disk what an API server said.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -13,9 +13,12 @@ use super::output::{Format, Terminal, counted};
 use crate::config::{DEFAULT_PINS, DEFAULT_STATE};
 use crate::dataplane::{Uninstalled, uninstall};
 use crate::dto::{Kind as _, Removal};
+use crate::endpoints::DEFAULT_CNI_RESULTS;
+use crate::plugin::{self, DEFAULT_BIN_DIR, DEFAULT_CONF_DIR, Places};
 use crate::source;
 
-/// Take every program, link and map of Picket off this node: nothing is enforced afterwards
+/// Take every program, link and map of Picket off this node, and its CNI plugin: nothing is enforced
+/// afterwards
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Stop the agent first: one that runs would install everything again.
@@ -38,6 +41,16 @@ pub(super) struct Args {
     /// Directory in which the agent keeps what the API server said
     #[arg(long, value_name = "DIR", env = "PICKET_STATE", default_value = DEFAULT_STATE)]
     state: PathBuf,
+    /// Directory of the container runtime's networks, out of which the plugin is taken
+    #[arg(long, value_name = "DIR", env = "PICKET_CNI_CONF_DIR", default_value = DEFAULT_CONF_DIR)]
+    cni_conf_dir: PathBuf,
+    /// Directory of the container runtime's plugins
+    #[arg(long, value_name = "DIR", env = "PICKET_CNI_BIN_DIR", default_value = DEFAULT_BIN_DIR)]
+    cni_bin_dir: PathBuf,
+    /// Directory of the container runtime's CNI results: while one names the plugin, its program
+    /// stays for the pod's end
+    #[arg(long, value_name = "DIR", env = "PICKET_CNI_RESULTS", default_value = DEFAULT_CNI_RESULTS)]
+    cni_results: PathBuf,
     /// How to print what was removed
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     output: Format,
@@ -49,11 +62,23 @@ impl Args {
             terminal.say("nothing was removed");
             return Ok(Outcome::No);
         }
+        // First: no pod may wait for an agent that will not come back.
+        let places = Places {
+            conf: self.cni_conf_dir.clone(),
+            bin: self.cni_bin_dir.clone(),
+        };
+        let unplugged = plugin::uninstall(&places, &self.cni_results)
+            .context("taking the CNI plugin out of the node's network")?;
         let uninstalled = uninstall(&self.pins)
             .with_context(|| format!("removing what is pinned under {}", self.pins.display()))?;
         let forgotten = source::forget_api(&self.state)
             .with_context(|| format!("removing what is kept in {}", self.state.display()))?;
-        let document = removed(&uninstalled, forgotten).into_document();
+        let mut removal = removed(&uninstalled, forgotten);
+        removal.removed.splice(0..0, unplugged.removed);
+        if let Some(kept) = unplugged.kept {
+            terminal.say(&kept);
+        }
+        let document = removal.into_document();
         let lines = &document.body.removed;
         self.output.print(&document, |out| {
             for line in lines {

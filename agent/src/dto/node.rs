@@ -6,6 +6,28 @@ use serde::{Deserialize, Serialize};
 
 use super::{DirectionWord, Isolating};
 
+/// What became of waiting for a pod's policy, as the chained CNI plugin is told.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct PodStart {
+    /// How far its interface is.
+    pub state: PodStartState,
+    /// Why it is not there, for people.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub message: Option<String>,
+}
+
+/// How far the interface of a pod that starts is.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PodStartState {
+    /// Its policy is in force.
+    Programmed,
+    /// Not within the time that was given.
+    Pending,
+    /// It never will be: it is of a kind that is not enforced.
+    Unenforced,
+}
+
 /// Where an endpoint is on its way to being enforced.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -183,6 +205,17 @@ pub struct Apply {
     pub took_ms: Option<f64>,
 }
 
+/// How the chained CNI plugin stands in the node's network.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct CniPlugin {
+    /// The list of plugins that names it; absent when none does, and then a finding says why.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub list: Option<String>,
+    /// How often the list was written since the agent started: more than once, and somebody else
+    /// writes it, too.
+    pub writes: u64,
+}
+
 /// `/v1/status`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -221,6 +254,9 @@ pub struct Status {
     /// Why the wanted state is not in force; absent when it is.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub error: Option<String>,
+    /// How the chained CNI plugin stands in the node's network; absent where it is not asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cni_plugin: Option<CniPlugin>,
     /// Events lost since the pins were made.
     pub events_lost: u64,
     /// Refusals that found no room in DENIED.

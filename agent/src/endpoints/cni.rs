@@ -23,7 +23,7 @@ use serde::Deserialize;
 pub const DEFAULT_CNI_RESULTS: &str = "/var/lib/cni/results";
 
 /// No result is larger: it repeats the plugins' configuration and names a few interfaces.
-const MAX_FILE_BYTES: u64 = 1 << 20;
+pub(super) const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// The pod sandbox that an interface was made for, by the word of the container runtime.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -44,22 +44,22 @@ impl Sandbox {
     }
 }
 
-/// What one file says.
+/// What one file says, or the chained plugin before there is one.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Recorded {
     /// File name of the network namespace.
-    netns: OsString,
+    pub(super) netns: OsString,
     /// What the interface was called inside when it was made.
-    inside: String,
+    pub(super) inside: String,
     /// Interfaces that the plugins made on the node's side, none where they do not say. A pod may
     /// call its own end what it likes, not these.
     outside: Vec<String>,
-    sandbox: Sandbox,
+    pub(super) sandbox: Sandbox,
 }
 
 impl Recorded {
     /// The sandbox, if this is about the interface that is `inside` and `outside` now.
-    fn of(&self, inside: &str, outside: &str) -> Option<&Sandbox> {
+    pub(super) fn of(&self, inside: &str, outside: &str) -> Option<&Sandbox> {
         let is_it = if self.outside.is_empty() {
             self.inside == inside
         } else {
@@ -78,6 +78,12 @@ impl Records {
     pub(super) fn of(&self, netns: &Path, inside: &str, outside: &str) -> Option<&Sandbox> {
         let about = self.0.get(netns.file_name()?)?;
         about.iter().find_map(|each| each.of(inside, outside))
+    }
+
+    /// Adds what was said later than all that is here.
+    pub(super) fn add(&mut self, recorded: Recorded) {
+        let about = self.0.entry(recorded.netns.clone()).or_default();
+        about.insert(0, recorded);
     }
 }
 
@@ -152,8 +158,7 @@ impl Results {
         self.warn_of_silence();
         let mut records = Records::default();
         for recorded in self.files.values().filter_map(|(_, said)| said.as_ref()) {
-            let about = records.0.entry(recorded.netns.clone()).or_default();
-            about.push(recorded.clone());
+            records.add(recorded.clone());
         }
         records
     }
@@ -251,7 +256,7 @@ struct Given {
 }
 
 /// What a file says; nothing when it is not about a pod in a namespace of the directory `netns`.
-fn parse(bytes: &[u8], netns: Option<&OsStr>) -> io::Result<Option<Recorded>> {
+pub(super) fn parse(bytes: &[u8], netns: Option<&OsStr>) -> io::Result<Option<Recorded>> {
     let cached: Cached = serde_json::from_slice(bytes)?;
     let place = cached.netns();
     if cached.if_name != DEFAULT_INTERFACE || place.parent().and_then(Path::file_name) != netns {

@@ -1,9 +1,15 @@
 //! What everyone else holds of the loop: a way to ask, and the kernel's records as they come.
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::timeout;
 
 use super::{Question, View};
+
+/// Whoever waits for something asks this often at least.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 /// The loop has ended.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -15,14 +21,20 @@ pub struct Stopped;
 pub struct Handle {
     questions: mpsc::Sender<Question>,
     records: broadcast::Sender<Bytes>,
+    rounds: watch::Receiver<()>,
 }
 
 impl Handle {
     pub(crate) fn new(
         questions: mpsc::Sender<Question>,
         records: broadcast::Sender<Bytes>,
+        rounds: watch::Receiver<()>,
     ) -> Self {
-        Self { questions, records }
+        Self {
+            questions,
+            records,
+            rounds,
+        }
     }
 
     /// Runs a reading of the state on the loop, between two plans, and returns what it found.
@@ -44,6 +56,26 @@ impl Handle {
             .await
             .map_err(|_closed| Stopped)?;
         answered.await.map_err(|_closed| Stopped)
+    }
+
+    /// Asks again after each round of the loop, and now and then, until there is an answer.
+    ///
+    /// # Errors
+    /// The loop has ended.
+    pub async fn ask_until<R: Send + 'static>(
+        &self,
+        read: impl Fn(&View<'_>) -> Option<R> + Clone + Send + 'static,
+    ) -> Result<R, Stopped> {
+        let mut rounds = self.rounds.clone();
+        loop {
+            rounds.mark_unchanged();
+            if let Some(answer) = self.ask(read.clone()).await? {
+                return Ok(answer);
+            }
+            if let Ok(Err(_closed)) = timeout(ASK_AGAIN, rounds.changed()).await {
+                return Err(Stopped);
+            }
+        }
     }
 
     /// The kernel's flow events from now on, each a `agent_common::event::FlowEvent` in bytes.

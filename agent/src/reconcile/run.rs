@@ -35,6 +35,15 @@ pub(crate) struct Inputs {
     pub(crate) shutdown: oneshot::Receiver<()>,
 }
 
+/// What the loop tells without being asked.
+#[derive(Debug)]
+pub(crate) struct Tells {
+    /// Whether what is here is enforced.
+    pub(crate) is_ready: watch::Sender<bool>,
+    /// Another round is over in which something may have changed.
+    pub(crate) rounds: watch::Sender<()>,
+}
+
 /// A source has ended that never should.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the watch on {0} has ended; enforcement stays as it is, start the agent again")]
@@ -177,17 +186,14 @@ impl Reconciler {
         })
     }
 
-    /// Runs until told to stop. What is in force stays in force. `is_ready` is told whether what is
-    /// here is enforced.
-    pub(crate) async fn run(
-        mut self,
-        mut inputs: Inputs,
-        is_ready: watch::Sender<bool>,
-    ) -> Result<(), Lost> {
+    /// Runs until told to stop. What is in force stays in force.
+    pub(crate) async fn run(mut self, mut inputs: Inputs, tells: Tells) -> Result<(), Lost> {
         self.announce_takeover();
         loop {
             let mut event = inputs.next(self.deadline()).await?;
+            let mut is_news = false;
             for _ in 0..EVENTS_AT_ONCE {
+                is_news |= !matches!(event, Event::Ask(_));
                 if self.take(event).is_break() {
                     return Ok(());
                 }
@@ -198,7 +204,13 @@ impl Reconciler {
             }
             self.reconcile();
             let now = readiness::wanting(self.phase(), &self.plans, &self.endpoints).is_none();
-            is_ready.send_if_modified(|was| std::mem::replace(was, now) != now);
+            tells
+                .is_ready
+                .send_if_modified(|was| std::mem::replace(was, now) != now);
+            // Whoever waits asks again, which must not make anybody ask again.
+            if is_news {
+                tells.rounds.send_replace(());
+            }
         }
     }
 
