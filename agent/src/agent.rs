@@ -102,7 +102,7 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> anyhow
         Objects::Api(access) => {
             let node = config.node.clone();
             let own_node = node.map(|name| source::OwnNode { name, is_ready });
-            let watched = source::watch_api(access.clone(), own_node).await;
+            let watched = source::watch_api(access.clone(), &config.state, own_node).await;
             watched.context("reading how to reach the API server")?
         }
     };

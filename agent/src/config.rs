@@ -23,6 +23,8 @@ pub const DEFAULT_SOCKET: &str = "/run/picket/agent.sock";
 pub const DEFAULT_PINS: &str = "/sys/fs/bpf/picket";
 /// Where container runtimes and `ip netns` keep network namespaces.
 pub const DEFAULT_NETNS: &str = "/run/netns";
+/// Where what an API server said is kept when nothing else is said.
+pub const DEFAULT_STATE: &str = "/var/lib/picket";
 /// Port of the metrics server when only an address is given.
 pub const DEFAULT_METRICS_PORT: u16 = 9911;
 
@@ -252,6 +254,8 @@ pub struct Options {
     pub netns: PathBuf,
     /// `--cni-results`.
     pub cni_results: PathBuf,
+    /// `--state`.
+    pub state: PathBuf,
     /// `--posture`.
     pub posture: Posture,
     /// `--mid-stream-grace`.
@@ -289,6 +293,7 @@ impl Options {
             pins: PathBuf::from(DEFAULT_PINS),
             netns: PathBuf::from(DEFAULT_NETNS),
             cni_results: PathBuf::from(DEFAULT_CNI_RESULTS),
+            state: PathBuf::from(DEFAULT_STATE),
             posture: Posture::default(),
             mid_stream_grace: MidStreamGrace::default(),
             on_cut: OnCut::default(),
@@ -326,6 +331,8 @@ pub struct Config {
     pub netns: PathBuf,
     /// Directory of CNI's results.
     pub cni_results: PathBuf,
+    /// Directory in which what an API server said is kept.
+    pub state: PathBuf,
     /// What happens to the unknown.
     pub posture: Posture,
     /// How long connections may be taken up in their middle.
@@ -428,6 +435,7 @@ impl Config {
             ("--pins", &options.pins),
             ("--netns", &options.netns),
             ("--cni-results", &options.cni_results),
+            ("--state", &options.state),
         ] {
             absolute(option, path)?;
         }
@@ -445,6 +453,7 @@ impl Config {
             pins: options.pins,
             netns: options.netns,
             cni_results: options.cni_results,
+            state: options.state,
             posture: options.posture,
             mid_stream_grace: options.mid_stream_grace,
             on_cut: options.on_cut,

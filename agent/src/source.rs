@@ -19,7 +19,7 @@ use std::time::Instant;
 use agent_policy::manifest::brief;
 use agent_policy::model::{Change, Finding};
 
-pub use kube::{Access, AccessError, OwnNode, watch as watch_api};
+pub use kube::{Access, AccessError, OwnNode, forget as forget_api, watch as watch_api};
 
 /// What a source has to say at one moment.
 #[derive(Debug)]

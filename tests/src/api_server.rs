@@ -17,8 +17,8 @@ use serde_json::json;
 
 use crate::lab::wait_until;
 
-/// Where etcd, kube-apiserver and kubectl are.
-const PARTS: &str = "PICKET_CLUSTER_PARTS";
+/// Where a cluster's programs are: etcd, kube-apiserver and kubectl at least.
+pub const PARTS: &str = "PICKET_CLUSTER_PARTS";
 /// How long a server may take to answer, on a machine that does other things, too.
 const READY_WITHIN: Duration = Duration::from_mins(3);
 /// What the server is called in its certificate.
@@ -110,14 +110,12 @@ impl ApiServer {
             .arg("--authorization-mode=RBAC")
             .arg("--disable-admission-plugins=ServiceAccount");
         let mut server = Running::start(command, &self.directory.join("kube-apiserver.log"))?;
-        let kubeconfig = self.kubeconfig()?;
         wait_until("kube-apiserver to be ready", READY_WITHIN, || {
             if let Err(ended) = server.check() {
                 return Ok(Err(ended));
             }
-            let asked = Command::new(self.parts.join("kubectl"))
-                .arg("--kubeconfig")
-                .arg(&kubeconfig)
+            let asked = self
+                .kubectl()?
                 .args(["get", "--raw", "/readyz"])
                 .output()
                 .context("running kubectl")?;
@@ -190,9 +188,14 @@ impl ApiServer {
         Client::try_from(config).context("making a client")
     }
 
-    /// The program that talks to servers.
-    pub fn kubectl(&self) -> PathBuf {
-        self.parts.join("kubectl")
+    /// kubectl, which may do everything. What it remembers of the server goes with the server.
+    pub fn kubectl(&self) -> Result<Command> {
+        let mut kubectl = Command::new(self.parts.join("kubectl"));
+        kubectl
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig()?)
+            .env("KUBECACHEDIR", self.directory.join("kubectl-cache"));
+        Ok(kubectl)
     }
 
     /// The process of the server, while it runs.

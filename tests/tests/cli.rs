@@ -6,8 +6,12 @@
     reason = "what cannot be run or read fails its test"
 )]
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// What a run left behind.
 struct Run {
@@ -470,4 +474,42 @@ fn uninstall_never_acts_unasked() {
     let run = picket(&["uninstall", "--pins", "/nonexistent/pins"]);
     assert_eq!((run.code, run.out.as_str()), (2, ""));
     assert!(run.err.contains("add --yes"), "{}", run.err);
+}
+
+#[test]
+fn uninstall_waits_when_it_is_told_to_until_it_is_told_to_end() {
+    let mut waiting = Command::new(binary())
+        .args([
+            "uninstall",
+            "--yes",
+            "--wait",
+            "--pins",
+            "/nonexistent/pins",
+        ])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(waiting.stdout.take().unwrap());
+    let mut line = String::new();
+    out.read_line(&mut line).unwrap();
+    assert!(line.starts_with("nothing of Picket is pinned"), "{line}");
+    // What follows is the end of its output, which comes with its own end.
+    let pid = Pid::from_raw(waiting.id().try_into().unwrap());
+    let is_running = waiting.try_wait().unwrap().is_none();
+    kill(pid, Signal::SIGTERM).unwrap();
+    let end = waiting.wait().unwrap();
+    assert!(is_running && end.code() == Some(0), "{end}");
+}
+
+#[test]
+fn capacities_come_from_the_environment_with_commas_between() {
+    let variable = ("PICKET_MAP_CAPACITY", "VERDICTS=4096,NO_SUCH_MAP=1");
+    let run = run_as(&binary(), &["agent", "--manifests", "/"], &[variable]);
+    assert_eq!((run.code, run.out.as_str()), (2, ""));
+    assert!(
+        run.err
+            .contains("--map-capacity \"NO_SUCH_MAP\": no such map"),
+        "{}",
+        run.err
+    );
 }

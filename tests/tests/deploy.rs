@@ -103,3 +103,17 @@ fn every_variable_is_an_option_of_the_agent_and_probes_ask_where_it_answers() ->
     }
     Ok(())
 }
+
+#[test]
+fn every_option_of_the_agent_is_an_environment_variable_too() -> Result<()> {
+    let output = run_picket(&["agent", "--help"])?;
+    let help = String::from_utf8_lossy(&output.stdout);
+    let (_, options) = help.split_once("Options:").context("no options")?;
+    // Each begins with its name, and its text goes on to the next one's.
+    let mut options = options.split("\n      --").skip(1);
+    let without = options.find(|option| !option.contains("[env: PICKET_"));
+    let name = without.and_then(|option| option.split_whitespace().next());
+    ensure!(name == Some("color"), "--{name:?}: {help}");
+    ensure!(options.next().is_none(), "--color is the last: {help}");
+    Ok(())
+}

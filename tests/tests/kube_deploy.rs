@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
-use tests::api_server::ApiServer;
+use tests::api_server::{ApiServer, PARTS};
 
 /// The Helm that renders the chart.
 const HELM: &str = "PICKET_HELM";
@@ -35,9 +35,7 @@ impl Cluster {
 
     /// What kubectl prints; an error when it fails.
     fn kubectl<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Result<String> {
-        let mut kubectl = Command::new(self.server.kubectl());
-        kubectl.arg("--kubeconfig").arg(self.server.kubeconfig()?);
-        output(kubectl.args(arguments))
+        output(self.server.kubectl()?.args(arguments))
     }
 
     /// Applies what `how` names; nothing of it may be unknown to the server.
@@ -101,7 +99,6 @@ fn objects(text: &str) -> Result<BTreeMap<(String, String), Value>> {
 }
 
 #[test]
-#[ignore = "needs an API server: cargo xtask test api"]
 fn picket_yaml_is_accepted_as_it_is_and_applying_it_again_changes_nothing() -> Result<()> {
     let cluster = Cluster::start()?;
     let manifest = deploy("picket.yaml");
@@ -123,7 +120,6 @@ fn picket_yaml_is_accepted_as_it_is_and_applying_it_again_changes_nothing() -> R
 }
 
 #[test]
-#[ignore = "needs an API server: cargo xtask test api"]
 fn the_account_may_list_and_watch_what_policy_is_made_of_and_nothing_else() -> Result<()> {
     let cluster = Cluster::start()?;
     cluster.apply("-f", &deploy("picket.yaml"))?;
@@ -158,7 +154,6 @@ fn added(before: &Value, after: &Value) -> Result<Vec<String>> {
 }
 
 #[test]
-#[ignore = "needs an API server: cargo xtask test api"]
 fn every_component_is_accepted_and_adds_only_what_it_says() -> Result<()> {
     let cluster = Cluster::start()?;
     cluster.apply("-f", &deploy("picket.yaml"))?;
@@ -200,7 +195,6 @@ fn every_component_is_accepted_and_adds_only_what_it_says() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs an API server: cargo xtask test api"]
 fn the_uninstalling_overlay_replaces_the_agent_and_keeps_what_it_may() -> Result<()> {
     let cluster = Cluster::start()?;
     cluster.apply("-f", &deploy("picket.yaml"))?;
@@ -218,18 +212,21 @@ fn the_uninstalling_overlay_replaces_the_agent_and_keeps_what_it_may() -> Result
             uninstall[part]
         );
     }
-    let names: Vec<&Value> = pod["containers"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|container| &container["name"])
-        .collect();
-    ensure!(names == ["done"], "{names:?}");
+    let rest = pod["containers"].as_array().context("no containers")?;
+    let [done] = rest.as_slice() else {
+        bail!("{rest:?}");
+    };
+    ensure!(done["args"] == serde_json::json!(["uninstall", "--yes", "--wait"]));
+    ensure!(done["image"] == before["image"], "{done}");
+    ensure!(done.get("volumeMounts").is_none(), "{done}");
+    ensure!(
+        done["securityContext"]["capabilities"] == serde_json::json!({"drop": ["ALL"]}),
+        "{done}"
+    );
     Ok(())
 }
 
 #[test]
-#[ignore = "needs Helm: cargo xtask test api"]
 fn the_chart_renders_what_picket_yaml_says() -> Result<()> {
     let mut plain = objects(&fs::read_to_string(deploy("picket.yaml"))?)?;
     // Helm makes it.
@@ -240,7 +237,6 @@ fn the_chart_renders_what_picket_yaml_says() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs Helm: cargo xtask test api"]
 fn the_charts_startup_taint_is_the_components() -> Result<()> {
     let mut chart = objects(&rendered(&["startupTaint=true"])?)?;
     for plain in objects(&rendered(&[])?)?.keys() {
@@ -256,7 +252,19 @@ fn the_charts_startup_taint_is_the_components() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs an API server: cargo xtask test api"]
+fn the_chart_uninstalls_as_the_overlay_does() -> Result<()> {
+    let parts = std::env::var_os(PARTS).with_context(|| format!("{PARTS} is not set"))?;
+    let mut kustomize = Command::new(Path::new(&parts).join("kubectl"));
+    kustomize.arg("kustomize");
+    let overlay = output(kustomize.arg(deploy("kustomize/overlays/uninstall")))?;
+    let mut overlay = objects(&overlay)?;
+    overlay.remove(&("Namespace".to_owned(), "picket-system".to_owned()));
+    let chart = objects(&rendered(&["uninstall=true"])?)?;
+    ensure!(chart == overlay, "{chart:#?}\nis not\n{overlay:#?}");
+    Ok(())
+}
+
+#[test]
 fn the_chart_with_every_value_set_is_accepted_and_wrong_values_are_refused() -> Result<()> {
     let cluster = Cluster::start()?;
     cluster.kubectl(["create", "namespace", "picket-system"])?;
@@ -280,6 +288,8 @@ fn the_chart_with_every_value_set_is_accepted_and_wrong_values_are_refused() -> 
         ("posture=ajar", "/posture"),
         ("mapCapacities.PEERS_EXACT=0", "/mapCapacities/PEERS_EXACT"),
         ("postre=open", "'postre' not allowed"),
+        ("midStreamGrace=1h30", "/midStreamGrace"),
+        ("deniedRetention=1h30", "/deniedRetention"),
         ("cniPlugin.onTimeout=perhaps", "/cniPlugin/onTimeout"),
         (
             "metrics.podMonitor.enabled=true",
@@ -293,7 +303,6 @@ fn the_chart_with_every_value_set_is_accepted_and_wrong_values_are_refused() -> 
 }
 
 #[test]
-#[ignore = "needs Helm: cargo xtask test api"]
 fn what_a_prometheus_operator_reads_is_rendered_when_asked_for() -> Result<()> {
     let chart = objects(&rendered(&[
         "metrics.address=node,metrics.podMonitor.enabled=true,metrics.podMonitor.labels.a=b",

@@ -162,6 +162,15 @@ fn an_agent_that_starts_on_what_it_cannot_read_leaves_what_is_in_force_and_says_
     let (ready, _) = request("/readyz")?;
     ensure!(ready == 503, "/readyz says {ready}");
     ensure!(reach(&stage)? == (true, false), "as it was");
+    // Nobody knows what is allowed to a pod that comes now.
+    stage.lab.add_pod("shop/late", &[address(4)])?;
+    let _late = stage.lab.serve("shop/late", PORTS)?;
+    wait_until("its interface to be closed", SAID_WITHIN, || {
+        status_says("closed until one does")
+    })?;
+    let reaches = |from, to| stage.lab.reaches(from, to, PORTS);
+    ensure!(!reaches("shop/late", "shop/web")?, "from it");
+    ensure!(!reaches("shop/web", "shop/late")?, "to it");
 
     fs::remove_file(&policy)?;
     fs::write(&policy, admits("other"))?;

@@ -16,7 +16,7 @@ const PARTS: &[Part] = &[
     ("lockfile", lockfile),
     ("lints", || {
         Step::cargo(["clippy", "--workspace", "--all-targets", "--locked"])
-            .args(["--", "-D", "warnings"])
+            .args(["--features", "tests/kubernetes", "--", "-D", "warnings"])
             .run()
     }),
     ("documentation", || {

@@ -24,8 +24,9 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
 
-pub(crate) use e2e::test;
-pub(crate) use parts::{Group, ensure};
+pub(crate) use e2e::{test, tests};
+pub(crate) use parts::{Group, VARIABLE, ensure, is_built};
+pub(crate) use picket::{AGENTS, MANIFESTS};
 
 use crate::step::{self, Step};
 use kubectl::Kubectl;
@@ -42,13 +43,15 @@ nothing of the machine is changed that `down` does not put back.
   cargo xtask cluster up --cni bridge --proxy iptables --family 4
   cargo xtask cluster kubectl run web --image registry.k8s.io/e2e-test-images/agnhost:2.63.0 \\
       -- netexec --http-port=8080
-  cargo xtask cluster kubectl exec web -- wget -qO- http://10.96.0.1
-  cargo xtask cluster exec n1 -- bpftool prog
+  cargo xtask cluster kubectl expose pod web --port 80 --target-port 8080
+  cargo xtask cluster kubectl exec web -- wget -qO- http://web/hostname
+  cargo xtask cluster exec n1 -- ip route
   cargo xtask cluster down
 
 The first `up` builds the parts: ten minutes on two cores, 5 GB of disk while it builds, 700 MB
-after. A cluster takes 700 MB of disk and half a GB of memory. Pods find two images on every node: agnhost, which is upstream's test server
-(with a shell), and Picket's.")]
+after. A cluster takes 700 MB of disk and half a GB of memory. Every node has four images: agnhost,
+which is upstream's test server with a shell beside it, CoreDNS, the pods' pause, and Picket's, which
+is absent with `--bare`. No other can be had.")]
 pub(crate) struct Args {
     #[command(subcommand)]
     task: Task,

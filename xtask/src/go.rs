@@ -1,12 +1,17 @@
 //! Go, which builds the parts of a cluster. Any since 1.21 will do: it fetches by itself the very
 //! version that a go.mod names.
 
+mod programs;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
+pub(crate) use programs::{Module, Program, Wanted, ensure, tell_of_older};
+
 use crate::apt::Archive;
+use crate::arch::Arch;
 use crate::places;
 use crate::step::Step;
 
@@ -33,30 +38,45 @@ pub(crate) fn find() -> Result<Option<PathBuf>> {
     Ok(places.into_iter().flatten().find(|go| is_usable(go)))
 }
 
-/// A `go` step that takes the version from its module, whatever the user's settings say.
-pub(crate) fn step(module: &Path) -> Result<Step> {
+/// A `go` step that takes the version from its module, whatever the user's settings say, and keeps
+/// what it fetches and compiles in our cache. It ends when we do.
+fn step(module: &Path) -> Result<Step> {
     let Some(go) = find()? else {
         bail!("there is no Go since 1.21 here: `cargo xtask setup --what api` gets one");
     };
-    Ok(Step::new(go)
+    Ok(Step::new("setpriv")
+        .args(["--pdeathsig", "INT"])
+        .arg(go)
         .dir(module)
         .env("GOTOOLCHAIN", "auto")
-        .env("GOFLAGS", "")
+        // Or whoever is not root could not remove it.
+        .env("GOFLAGS", "-modcacherw")
         .env("GOWORK", "off")
         .env("GO111MODULE", "on")
-        .env("CGO_ENABLED", "0"))
+        .env("CGO_ENABLED", "0")
+        .env("GOPATH", module_cache()?)
+        .env("GOMODCACHE", module_cache()?.join("pkg/mod"))
+        .env("GOCACHE", build_cache()?))
+}
+
+/// Where fetched modules are while programs are built.
+fn module_cache() -> Result<PathBuf> {
+    Ok(places::cache()?.join("go-path"))
+}
+
+/// Where compiled packages are meanwhile.
+fn build_cache() -> Result<PathBuf> {
+    Ok(places::cache()?.join("go-build"))
 }
 
 /// Gets one from Debian, into the cache.
 pub(crate) fn install() -> Result<()> {
     let home = home()?;
     let packages = home.with_file_name("go-packages");
-    let arch = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => bail!("no Go is known for {other}: install any since 1.21 from https://go.dev/dl"),
+    let Some(arch) = Arch::here() else {
+        bail!("no Go is known for this machine: install any since 1.21 from https://go.dev/dl");
     };
-    let archive = Archive::open(&packages, RELEASE, arch)?;
+    let archive = Archive::open(&packages, RELEASE, arch.as_label())?;
     let unfinished = home.with_file_name("go.new");
     for old in [&unfinished, &home] {
         if old.exists() {

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
-use crate::musl::{Arch, Program};
+use crate::arch::Arch;
+use crate::musl::Program;
 use crate::oci::{self, Image};
 use crate::places;
 use crate::setup::{self, What};

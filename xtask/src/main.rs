@@ -9,6 +9,7 @@
 )]
 
 mod apt;
+mod arch;
 mod bench;
 mod bpf;
 mod check;
@@ -17,6 +18,7 @@ mod fuzz;
 mod go;
 mod helm;
 mod image;
+mod kind;
 mod lab;
 mod layout;
 mod musl;
@@ -61,6 +63,8 @@ enum Task {
     Bench(bench::Args),
     /// Run a real Kubernetes cluster on this machine, with Picket in it.
     Cluster(cluster::Args),
+    /// The same by Docker and kind, for those who have them.
+    Kind(kind::Args),
     /// Throw bytes at what reads bytes, bred towards ways that none has taken.
     Fuzz(fuzz::Args),
     /// Size the BPF programs and maps, say what they cost each kernel, and hold both against their
@@ -83,6 +87,7 @@ fn main() -> ExitCode {
         Task::Check => check::run(),
         Task::Bench(args) => bench::run(&args),
         Task::Cluster(args) => cluster::run(&args),
+        Task::Kind(args) => kind::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Bpf => bpf::run(),
         Task::Image(args) => image::run(&args),

@@ -331,8 +331,16 @@ fn archive(out: &Path, index: &Value, blobs: &Blobs) -> Result<()> {
     Ok(fs::rename(&unfinished, out)?)
 }
 
+/// A short name of these bytes, and of no others that anybody will meet: directories are named so
+/// after all that decides what is in them.
+pub(crate) fn key(bytes: &[u8]) -> String {
+    let mut hex = hex(bytes);
+    hex.truncate(12);
+    hex
+}
+
 /// SHA-256, as digests write it.
-pub(crate) fn hex(bytes: &[u8]) -> String {
+fn hex(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
 

@@ -10,8 +10,8 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
+use crate::arch::Arch;
 use crate::go;
-use crate::musl::Arch;
 use crate::places;
 use crate::step::Step;
 
@@ -42,14 +42,13 @@ pub(crate) enum What {
     /// Boot arm64 kernels. Not part of everything: only `cargo xtask test vm` with `--thorough` or
     /// an arm64 kernel wants it.
     Arm64,
-    /// Build the container image for this machine's architecture. This and the next three are not
-    /// part of everything.
+    /// Build the container image for this machine's architecture.
     Image,
-    /// Build it for the other one, too.
+    /// Build it for the other one, too. Not part of everything.
     Cross,
     /// Run etcd and a Kubernetes API server: `cargo xtask test api`.
     Api,
-    /// Run a whole Kubernetes cluster: `cargo xtask cluster`.
+    /// Run a whole Kubernetes cluster: `cargo xtask cluster`, `cargo xtask test e2e`.
     Cluster,
     /// Fuzz.
     Fuzz,
@@ -62,11 +61,7 @@ pub(crate) enum What {
 impl What {
     fn includes(self, part: Self) -> bool {
         self == part
-            || (self == Self::All
-                && matches!(
-                    part,
-                    Self::Bpf | Self::Lab | Self::Vm | Self::Fuzz | Self::Lint
-                ))
+            || (self == Self::All && !matches!(part, Self::Arm64 | Self::Cross))
             || matches!(
                 (self, part),
                 (
@@ -178,6 +173,11 @@ const PACKAGES: &[(What, &str, &str)] = &[
     ),
     (What::Arm64, "qemu-system-arm", "boots arm64 kernels"),
     (What::Api, "openssl", "makes a cluster's certificates"),
+    (
+        What::Api,
+        "ca-certificates",
+        "Go trusts the servers of its modules by them",
+    ),
     (What::Cluster, "runc", "starts containers"),
     (
         What::Cluster,
@@ -399,11 +399,7 @@ fn install_packages(packages: &[&str]) -> Result<()> {
 /// Whether dpkg knows the package as unpacked here. Reads a file name, so it costs nothing.
 fn has_package(name: &str) -> bool {
     let info = Path::new("/var/lib/dpkg/info");
-    let arch = match env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
+    let arch = Arch::here().map_or(env::consts::ARCH, Arch::as_label);
     info.join(format!("{name}.list")).exists() || info.join(format!("{name}:{arch}.list")).exists()
 }
 
@@ -458,7 +454,9 @@ mod tests {
     #[test]
     fn everything_is_what_checks_and_tests_need() {
         assert!(!What::All.includes(What::Arm64) && !What::All.includes(What::Cross));
-        assert!(!What::All.includes(What::Image) && What::All.includes(What::Lab));
+        for part in [What::Lab, What::Api, What::Cluster, What::Image, What::Lint] {
+            assert!(What::All.includes(part), "{part:?}");
+        }
         assert!(What::Arm64.includes(What::Vm) && What::Arm64.includes(What::Bpf));
         assert!(What::Arm64.includes(What::Cross) && What::Cross.includes(What::Image));
     }

@@ -3,11 +3,12 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fmt::{self, Display, Formatter};
+use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -114,10 +115,7 @@ impl Step {
         let status = command
             .status()
             .with_context(|| format!("starting {}", self.program.display()))?;
-        if status.success() {
-            return Ok(());
-        }
-        Err(self.failed(&self.ended(status)))
+        self.outcome(status)
     }
 
     /// Runs it; `line` sees each line of its stderr.
@@ -137,10 +135,7 @@ impl Step {
         let status = child
             .wait()
             .with_context(|| format!("waiting for {}", self.program.display()))?;
-        if status.success() {
-            return Ok(());
-        }
-        Err(self.failed(&self.ended(status)))
+        self.outcome(status)
     }
 
     /// Runs it; what it writes on stdout is returned.
@@ -157,9 +152,7 @@ impl Step {
             .stderr(Stdio::inherit())
             .output()
             .with_context(|| format!("starting {}", self.program.display()))?;
-        if !output.status.success() {
-            return Err(self.failed(&self.ended(output.status)));
-        }
+        self.outcome(output.status)?;
         Ok(output.stdout)
     }
 
@@ -186,11 +179,23 @@ impl Step {
     }
 
     /// Starts it with its stdout piped to the caller.
-    pub(crate) fn piped(&self) -> Result<std::process::Child> {
+    pub(crate) fn piped(&self) -> Result<Child> {
         self.announce();
         self.command()
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {}", self.program.display()))
+    }
+
+    /// Starts it with all it says written to `log`.
+    pub(crate) fn logged(&self, log: File) -> Result<Child> {
+        self.announce();
+        let too = log.try_clone().context("opening a log twice")?;
+        self.command()
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(too)
             .spawn()
             .with_context(|| format!("starting {}", self.program.display()))
     }
@@ -204,8 +209,11 @@ impl Step {
         .into()
     }
 
-    fn ended(&self, status: ExitStatus) -> String {
-        format!("{}: {status}", self.program.display())
+    fn outcome(&self, status: ExitStatus) -> Result<()> {
+        if status.success() {
+            return Ok(());
+        }
+        Err(self.failed(&format!("{}: {status}", self.program.display())))
     }
 
     fn announce(&self) {

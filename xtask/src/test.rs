@@ -1,5 +1,7 @@
 //! Every test there is, from fast to slow.
 
+mod ahead;
+
 use std::fs;
 use std::time::Instant;
 
@@ -13,6 +15,7 @@ use crate::places;
 use crate::setup::{self, What};
 use crate::step::{self, Step};
 use crate::vm;
+use ahead::Ahead;
 
 /// How many lab tests run at once: most of their time is waiting for packets that never come.
 const LAB_THREADS: &str = "4";
@@ -57,13 +60,19 @@ enum Kind {
     E2e,
 }
 
-/// What a run without a kind does, in this order.
-const ALL: &[Kind] = &[Kind::Unit, Kind::Lab, Kind::Vm];
+/// What a run without a kind does, in this order: what Go builds for the last two has time until then.
+const ALL: &[Kind] = &[Kind::Unit, Kind::Lab, Kind::Vm, Kind::Api, Kind::E2e];
 
 /// The task.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let kinds = args.kind.as_ref().map_or(ALL, std::slice::from_ref);
     setup::ensure(What::Bpf)?;
+    let mut ahead = None;
+    if args.kind.is_none() {
+        // At once: nothing is installed while something is built beside.
+        setup::ensure(What::All)?;
+        ahead = ahead::start()?;
+    }
     let mut times = Vec::new();
     for &kind in kinds {
         let name = format!("{kind:?}").to_lowercase();
@@ -74,7 +83,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Kind::Lab => lab(args)?,
             Kind::Vm => vm::run(args.filter.as_deref(), args.thorough, args.bless)?,
             Kind::Fuzz => fuzz::all(if args.thorough { 900 } else { 60 })?,
-            Kind::Api => api(args)?,
+            Kind::Api => {
+                ahead.take().map_or(Ok(()), Ahead::finish)?;
+                api(args)?;
+            }
             Kind::E2e => cluster::test(args.filter.as_deref(), args.thorough)?,
         }
         times.push(format!("{name} {:.0} s", started.elapsed().as_secs_f32()));
@@ -99,28 +111,20 @@ fn lab(args: &Args) -> Result<()> {
     thorough(test, args).run()
 }
 
-/// Tests that are ignored elsewhere: they need the parts of a cluster.
+/// Tests that need some parts of a cluster, and Helm.
 fn api(args: &Args) -> Result<()> {
     setup::ensure(What::Lab)?;
+    setup::ensure(What::Api)?;
     let parts = cluster::ensure(Group::Api)?;
     Step::cargo(["build", "--locked", "-p", "agent"]).run()?;
     let helm = helm::ensure()?;
-    let test = Step::cargo(["test", "--locked", "-p", "tests"]).args([
-        "--test",
-        "kube_api",
-        "--test",
-        "kube_deploy",
-    ]);
+    let test = Step::cargo(["test", "--locked", "-p", "tests"])
+        .args(["--features", "kubernetes"])
+        .args(["--test", "kube_api", "--test", "kube_deploy"]);
     let test = as_root(test)?
         .args(&args.filter)
-        .args([
-            "--",
-            "--ignored",
-            "--nocapture",
-            "--test-threads",
-            API_THREADS,
-        ])
-        .env("PICKET_CLUSTER_PARTS", parts.display().to_string())
+        .args(["--", "--nocapture", "--test-threads", API_THREADS])
+        .env(cluster::VARIABLE, parts)
         .env("PICKET_HELM", helm);
     thorough(test, args).run()
 }

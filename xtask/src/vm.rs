@@ -13,8 +13,8 @@ use std::fs;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::arch::Arch;
 use crate::bpf::costs::Book;
-use crate::musl::Arch;
 use crate::places;
 use crate::setup::{self, What};
 use crate::step::Failed;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::Outcome;
 use crate::config::{
     Config, DEFAULT_CNI_WAIT, DEFAULT_DENIED_RETENTION, DEFAULT_NETNS, DEFAULT_PINS,
-    DEFAULT_SOCKET, LogFormat, MidStreamGrace, OnCut, Options, Plugin, Posture,
+    DEFAULT_SOCKET, DEFAULT_STATE, LogFormat, MidStreamGrace, OnCut, Options, Plugin, Posture,
 };
 use crate::dataplane::Method;
 use crate::endpoints::DEFAULT_CNI_RESULTS;
@@ -57,6 +57,10 @@ pub(super) struct Args {
     /// pod's first packet; where there is none, addresses in pods' status say it
     #[arg(long, value_name = "DIR", env = "PICKET_CNI_RESULTS", default_value = DEFAULT_CNI_RESULTS)]
     cni_results: PathBuf,
+    /// Directory in which what the API server said is kept, for an agent that starts while it does
+    /// not answer; of no use after the machine has booted
+    #[arg(long, value_name = "DIR", env = "PICKET_STATE", default_value = DEFAULT_STATE)]
+    state: PathBuf,
     /// What happens to what is not known yet or cannot be represented: closed or open
     #[arg(
         long,
@@ -96,8 +100,13 @@ pub(super) struct Args {
     /// has when left out
     #[arg(long, value_name = "METHOD", env = "PICKET_ATTACH")]
     attach: Option<Method>,
-    /// Entries of a map, as NAME=ENTRIES; may be given again
-    #[arg(long = "map-capacity", value_name = "NAME=ENTRIES")]
+    /// Entries of a map, as NAME=ENTRIES; several with commas between, or given again
+    #[arg(
+        long = "map-capacity",
+        value_name = "NAME=ENTRIES",
+        env = "PICKET_MAP_CAPACITY",
+        value_delimiter = ','
+    )]
     capacities: Vec<String>,
     /// Put a plugin behind those of the node's network that lets a pod start when its policy is in
     /// force: install, and keep it there; or off, and leave the network as it is
@@ -148,6 +157,7 @@ impl Args {
             pins: self.pins,
             netns: self.netns,
             cni_results: self.cni_results,
+            state: self.state,
             posture: self.posture,
             mid_stream_grace: self.mid_stream_grace,
             on_cut: self.on_cut,

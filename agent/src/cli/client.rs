@@ -135,7 +135,8 @@ pub(super) enum Received<'a> {
     Second,
 }
 
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+/// What a command waits in.
+pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -1,18 +1,21 @@
-//! `picket uninstall`: takes the plugin out of the node's network, and programs, links and maps out
-//! of the kernel.
+//! `picket uninstall`: takes the plugin out of the node's network, programs, links and maps out of the
+//! kernel, and off the disk what an API server said.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::Outcome;
+use super::client::runtime;
 use super::output::{Format, Terminal, counted};
-use crate::config::DEFAULT_PINS;
+use crate::config::{DEFAULT_PINS, DEFAULT_STATE};
 use crate::dataplane::{Uninstalled, uninstall};
 use crate::dto::{Kind as _, Removal};
 use crate::endpoints::DEFAULT_CNI_RESULTS;
 use crate::plugin::{self, DEFAULT_BIN_DIR, DEFAULT_CONF_DIR, Places};
+use crate::source;
 
 /// Take every program, link and map of Picket off this node, and its CNI plugin: nothing is enforced
 /// afterwards
@@ -23,14 +26,21 @@ Stop the agent first: one that runs would install everything again.
 Examples:
   picket uninstall
   picket uninstall --yes
-  picket uninstall --yes --pins /sys/fs/bpf/picket")]
+  picket uninstall --yes --pins /sys/fs/bpf/picket
+  picket uninstall --yes --wait                     in a pod, which would be started again else")]
 pub(super) struct Args {
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
+    /// When done, stay until told to end by SIGTERM or Ctrl-C
+    #[arg(long)]
+    wait: bool,
     /// Directory the agent pins under
     #[arg(long, value_name = "DIR", env = "PICKET_PINS", default_value = DEFAULT_PINS)]
     pins: PathBuf,
+    /// Directory in which the agent keeps what the API server said
+    #[arg(long, value_name = "DIR", env = "PICKET_STATE", default_value = DEFAULT_STATE)]
+    state: PathBuf,
     /// Directory of the container runtime's networks, out of which the plugin is taken
     #[arg(long, value_name = "DIR", env = "PICKET_CNI_CONF_DIR", default_value = DEFAULT_CONF_DIR)]
     cni_conf_dir: PathBuf,
@@ -61,7 +71,9 @@ impl Args {
             .context("taking the CNI plugin out of the node's network")?;
         let uninstalled = uninstall(&self.pins)
             .with_context(|| format!("removing what is pinned under {}", self.pins.display()))?;
-        let mut removal = removed(&uninstalled);
+        let forgotten = source::forget_api(&self.state)
+            .with_context(|| format!("removing what is kept in {}", self.state.display()))?;
+        let mut removal = removed(&uninstalled, forgotten);
         removal.removed.splice(0..0, unplugged.removed);
         if let Some(kept) = unplugged.kept {
             terminal.say(&kept);
@@ -82,6 +94,9 @@ impl Args {
                 writeln!(out, "nothing is enforced on this node any more")
             }
         })?;
+        if self.wait {
+            wait_for_the_end()?;
+        }
         Ok(Outcome::Yes)
     }
 
@@ -102,8 +117,21 @@ impl Args {
     }
 }
 
+/// A container's first process has to listen for signals, or they do nothing.
+fn wait_for_the_end() -> anyhow::Result<()> {
+    runtime()?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    })
+}
+
 /// One line a thing.
-fn removed(uninstalled: &Uninstalled) -> Removal {
+fn removed(uninstalled: &Uninstalled, forgotten: bool) -> Removal {
     let counted = |number: usize, one, many| (number > 0).then(|| counted(number, one, many));
     let programs = counted(
         uninstalled.interfaces,
@@ -115,7 +143,8 @@ fn removed(uninstalled: &Uninstalled) -> Removal {
         "directory of pinned maps and links",
         "directories of pinned maps and links",
     );
+    let kept = forgotten.then(|| "what was kept of the API server's objects".to_owned());
     Removal {
-        removed: programs.into_iter().chain(pins).collect(),
+        removed: programs.into_iter().chain(pins).chain(kept).collect(),
     }
 }

@@ -3,7 +3,8 @@
 //! milliseconds before the pod's first packet: earlier than anything else that names a pod's UID.
 //!
 //! Files are `NETWORK-CONTAINER-INTERFACE`, JSON (containernetworking/cni, libcni/api.go,
-//! `cachedInfo`). They are the runtime's, so what they say is believed; one that cannot be read says
+//! `cachedInfo`; the namespace is in it since version 1.2, and in each interface of the result
+//! always). They are the runtime's, so what they say is believed; one that cannot be read says
 //! nothing, and the pod is then found by the address its object states.
 
 use std::collections::HashMap;
@@ -94,6 +95,8 @@ pub(super) struct Results {
     /// place, as `/proc/1/ns/net`, would all speak of one.
     netns: Option<OsString>,
     files: HashMap<OsString, (Stamp, Option<Recorded>)>,
+    /// It was said that files are there which say nothing.
+    has_warned: bool,
 }
 
 /// A file's identity and age: another one means other content.
@@ -121,6 +124,7 @@ impl Results {
             directory: directory.to_owned(),
             netns: netns_dir.file_name().map(ToOwned::to_owned),
             files: HashMap::new(),
+            has_warned: false,
         }
     }
 
@@ -151,11 +155,27 @@ impl Results {
             };
             self.files.insert(name, (stamp, said));
         }
+        self.warn_of_silence();
         let mut records = Records::default();
         for recorded in self.files.values().filter_map(|(_, said)| said.as_ref()) {
             records.add(recorded.clone());
         }
         records
+    }
+
+    /// Results that nobody can use are worse than none: pods would be known later, and nobody knew.
+    fn warn_of_silence(&mut self) {
+        let is_own = |name: &OsString| name.to_string_lossy().ends_with(DEFAULT_INTERFACE);
+        let is_silent =
+            self.files.keys().any(is_own) && self.files.values().all(|(_, said)| said.is_none());
+        if is_silent && !self.has_warned {
+            tracing::warn!(
+                directory = %self.directory.display(),
+                "CNI results are there and none says whose an interface is: pods are known by the \
+                 addresses that their objects state, which come later"
+            );
+        }
+        self.has_warned = is_silent;
     }
 
     fn read_one(&self, path: &Path) -> Option<Recorded> {
@@ -181,10 +201,15 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// What the runtime calls a pod's own interface. Whatever else it makes for the pod is beside that:
+/// its address is not the pod's (containerd, internal/cri/server, `defaultIfName`; CRI-O the same).
+const DEFAULT_INTERFACE: &str = "eth0";
+
 /// What libcni writes, as far as it says whose an interface is.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Cached {
+    #[serde(default)]
     netns: PathBuf,
     if_name: String,
     #[serde(default)]
@@ -205,8 +230,21 @@ struct Outcome {
 #[derive(Deserialize)]
 struct Made {
     name: String,
+    /// The namespace it is in; empty for one of the node's.
     #[serde(default)]
     sandbox: String,
+}
+
+impl Cached {
+    /// The pod's namespace: runtimes whose libcni does not say it have it from their plugins.
+    fn netns(&self) -> &Path {
+        if !self.netns.as_os_str().is_empty() {
+            return &self.netns;
+        }
+        let mut made = self.result.interfaces.iter();
+        let own = made.find(|made| made.name == self.if_name && !made.sandbox.is_empty());
+        own.map_or(Path::new(""), |made| Path::new(&made.sandbox))
+    }
 }
 
 #[derive(Deserialize)]
@@ -220,7 +258,8 @@ struct Given {
 /// What a file says; nothing when it is not about a pod in a namespace of the directory `netns`.
 pub(super) fn parse(bytes: &[u8], netns: Option<&OsStr>) -> io::Result<Option<Recorded>> {
     let cached: Cached = serde_json::from_slice(bytes)?;
-    if cached.netns.parent().and_then(Path::file_name) != netns {
+    let place = cached.netns();
+    if cached.if_name != DEFAULT_INTERFACE || place.parent().and_then(Path::file_name) != netns {
         return Ok(None);
     }
     let arg = |wanted: &str| {
@@ -232,7 +271,7 @@ pub(super) fn parse(bytes: &[u8], netns: Option<&OsStr>) -> io::Result<Option<Re
         arg("K8S_POD_NAMESPACE"),
         arg("K8S_POD_NAME"),
         arg("K8S_POD_UID"),
-        cached.netns.file_name(),
+        place.file_name(),
     ) else {
         return Ok(None);
     };
@@ -341,6 +380,23 @@ mod tests {
         let recorded = said(&silent).unwrap();
         assert!(recorded.of("eth0", "veth2").is_some());
         assert!(recorded.of("net1", "veth2").is_none());
+    }
+
+    #[test]
+    fn a_runtime_whose_libcni_does_not_name_the_namespace_is_understood() {
+        let mut of_containerd_1 = cached(&POD);
+        of_containerd_1.as_object_mut().unwrap().remove("netns");
+        assert_eq!(said(&of_containerd_1), said(&cached(&POD)));
+    }
+
+    #[test]
+    fn what_the_runtime_makes_beside_a_pods_own_interface_is_not_the_pods() {
+        for name in ["net1", "lo", "eth1"] {
+            let mut beside = cached(&POD);
+            beside["ifName"] = name.into();
+            beside["result"]["interfaces"][1]["name"] = name.into();
+            assert_eq!(said(&beside), None, "{name}");
+        }
     }
 
     #[test]

@@ -200,7 +200,7 @@ impl Locals {
         }
         let current = self.owners.get(&ifindex).cloned();
         let Some(pod) = self.owner_of(&interface, current.as_ref(), cluster) else {
-            decisions.extend(self.disown(interface, current));
+            decisions.extend(self.disown(interface, current, cluster));
             return;
         };
         if let Some(current) = &current
@@ -242,7 +242,12 @@ impl Locals {
     }
 
     /// An interface whose pod is not known (any more).
-    fn disown(&mut self, interface: Interface, current: Option<Owner>) -> Option<Decision> {
+    fn disown(
+        &mut self,
+        interface: Interface,
+        current: Option<Owner>,
+        cluster: &Cluster,
+    ) -> Option<Decision> {
         let ifindex = interface.ifindex;
         let Some(current) = current else {
             let is_due = self.newcomers.contains(&ifindex) && self.enclosed.insert(ifindex);
@@ -250,8 +255,13 @@ impl Locals {
         };
         self.release(&current.uid, ifindex);
         let is_anothers = |sandbox: &Sandbox| {
+            if sandbox.is_static() {
+                // Its mirror in the API has another UID, and its name.
+                let known = cluster.pod(&current.uid);
+                return known.is_some_and(|pod| pod.name != sandbox.pod);
+            }
             let by_name = *current.uid.0 == *sandbox.pod.to_string();
-            sandbox.uid != current.uid && !by_name && !sandbox.is_static()
+            sandbox.uid != current.uid && !by_name
         };
         if interface.sandbox.as_ref().is_some_and(is_anothers) {
             // It had an address of the pod that it seemed to be.
@@ -265,6 +275,24 @@ impl Locals {
         };
         self.owners.insert(ifindex, orphaned);
         (!current.is_orphaned).then_some(Decision::Orphan(ifindex))
+    }
+
+    /// There are interfaces that came after the first look and are not decided about.
+    pub(super) fn has_newcomers(&self) -> bool {
+        !self.newcomers.is_empty()
+    }
+
+    /// Interfaces that came, before objects say whose they are: programs without rows for each.
+    pub(super) fn enclose_newcomers(&mut self) -> Vec<Interface> {
+        let newcomers = self.newcomers.iter();
+        let interfaces = newcomers.filter_map(|ifindex| self.interfaces.get(*ifindex));
+        let first = interfaces.filter(|interface| self.interfaces.first_of(interface).is_none());
+        let unowned = first.filter(|interface| !self.owners.contains_key(&interface.ifindex));
+        let unowned: Vec<Interface> = unowned.cloned().collect();
+        let enclosed = unowned.into_iter();
+        enclosed
+            .filter(|interface| self.enclosed.insert(interface.ifindex))
+            .collect()
     }
 
     /// The pod an interface belongs to.

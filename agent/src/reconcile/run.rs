@@ -78,8 +78,8 @@ impl Inputs {
     }
 }
 
-/// How far the loop is. Only [`Reconciler::settle`] leads from `Loading` to `Settled`, and nothing
-/// is written or attached before.
+/// How far the loop is. Only [`Reconciler::settle`] leads from `Loading` to `Settled`, and before
+/// nothing is written, nor attached but to interfaces that come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Stage {
     /// Which first lists are here.
@@ -266,6 +266,7 @@ impl Reconciler {
 
     fn reconcile(&mut self) {
         if !self.settle() {
+            self.enclose_newcomers();
             return;
         }
         for decision in self.locals.decide(self.engine.cluster()) {
@@ -300,15 +301,33 @@ impl Reconciler {
             } => {}
             Stage::Loading { .. } => return false,
         }
-        let settings = settings::settings(&self.config, self.dataplane.hz());
-        match self.dataplane.put_settings(&settings) {
-            Ok(()) => self.stage = Stage::Settled,
-            Err(error) => {
-                self.writing.fail(Instant::now());
-                self.fail_writing(chain(&error));
-            }
+        if self.put_settings() {
+            self.stage = Stage::Settled;
         }
         self.stage == Stage::Settled
+    }
+
+    fn put_settings(&mut self) -> bool {
+        let settings = settings::settings(&self.config, self.dataplane.hz());
+        let put = self.dataplane.put_settings(&settings);
+        if let Err(error) = &put {
+            self.writing.fail(Instant::now());
+            self.fail_writing(chain(error));
+        }
+        put.is_ok()
+    }
+
+    /// Interfaces that come while objects are not known: the posture decides about them, too. It may
+    /// take long until the source says what there is.
+    fn enclose_newcomers(&mut self) {
+        if !self.locals.has_newcomers() || !self.put_settings() {
+            return;
+        }
+        for interface in self.locals.enclose_newcomers() {
+            self.enclose(&interface);
+        }
+        self.unclaimed = self.locals.unclaimed();
+        self.attach_those_with_rows();
     }
 
     /// When something is due although no event came.

@@ -20,6 +20,8 @@ use super::wait_until;
 const SOCKET: &str = "/run/picket/agent.sock";
 /// Where the agent's log lines go; shown when something fails.
 const LOG: &str = "/run/lab/agent.log";
+/// Where it keeps what an API server said.
+pub const STATE: &str = "/run/lab/state";
 /// How long an agent may take to enforce everything it finds at its start, on a node full of pods.
 const READY_WITHIN: Duration = Duration::from_mins(2);
 /// How long an agent may take to stop.
@@ -89,7 +91,8 @@ impl Agent {
 
     /// Starts an agent on an API server and waits until it enforces what it finds there.
     pub fn start_on_api(kubeconfig: &Path) -> Result<Self> {
-        let mut agent = Self::spawn_on(&picket()?, ("--kubeconfig", kubeconfig), &[])?;
+        let state = ["--state", STATE].map(OsString::from);
+        let mut agent = Self::spawn_on(&picket()?, ("--kubeconfig", kubeconfig), &state)?;
         agent.wait_ready()?;
         Ok(agent)
     }

@@ -39,7 +39,7 @@ fn pod(name: &str, role: &str, node: &str, args: &[&str]) -> Value {
 }
 
 /// Servers on one node: one that policy isolates, one that it does not.
-fn servers(namespace: &Namespace) -> Result<()> {
+fn servers(namespace: &Namespace, node: &str) -> Result<()> {
     let mut objects = Vec::new();
     for (number, spec) in policies().as_array().into_iter().flatten().enumerate() {
         objects.push(json!({
@@ -48,7 +48,7 @@ fn servers(namespace: &Namespace) -> Result<()> {
         }));
     }
     for role in ["server", "open"] {
-        objects.push(pod(role, role, "n1", &["netexec", "--http-port=8080"]));
+        objects.push(pod(role, role, node, &["netexec", "--http-port=8080"]));
     }
     namespace.apply_all(&objects)
 }
@@ -100,20 +100,20 @@ fn ends(
 }
 
 #[test]
-#[ignore = "needs a cluster: cargo xtask test e2e"]
 fn a_pods_first_connection_is_judged_by_its_own_policy_and_never_waits() -> Result<()> {
     let namespace = Namespace::new("first-act")?;
-    servers(&namespace)?;
+    let [near, far] = namespace.two_nodes()?;
+    servers(&namespace, &near)?;
     let [server, open] = ["server", "open"].map(|role| address(&namespace, role));
     let (server, open) = (format!("{}:8080", server?), format!("{}:8080", open?));
 
     // Nothing but their own policy forbids it, whoever serves.
-    let strangers = ends(&namespace, "stranger", "n1", &open, PODS / 2)?;
-    let far_strangers = ends(&namespace, "stranger", "n2", &open, PODS / 2)?;
+    let strangers = ends(&namespace, "stranger", &near, &open, PODS / 2)?;
+    let far_strangers = ends(&namespace, "stranger", &far, &open, PODS / 2)?;
     // Peers of one node know each other at once; over the network, a server that is isolated has
     // to hear of the pod first, which its status tells.
-    let friends = ends(&namespace, "friend", "n1", &server, PODS / 2)?;
-    let far_friends = ends(&namespace, "friend", "n2", &open, PODS / 2)?;
+    let friends = ends(&namespace, "friend", &near, &server, PODS / 2)?;
+    let far_friends = ends(&namespace, "friend", &far, &open, PODS / 2)?;
     assert_eq!(strangers, [0, PODS / 2], "[connected, not]");
     assert_eq!(far_strangers, [0, PODS / 2], "[connected, not]");
     assert_eq!(friends, [PODS / 2, 0], "[connected, not]");

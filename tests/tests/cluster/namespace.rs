@@ -4,10 +4,12 @@ use std::env;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{self, Command, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
+use tests::api_server::PARTS;
 use tests::lab::wait_until;
 
 /// Upstream's test server, which every node has.
@@ -16,9 +18,25 @@ pub(crate) const IMAGE: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
 /// What anything in a cluster may take on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
+/// Held for writing by tests that end agents: others would be disturbed.
+static AGENTS: RwLock<()> = RwLock::new(());
+
 /// A namespace of this test alone, gone with it.
 pub(crate) struct Namespace {
     name: String,
+    _agents: Agents,
+}
+
+/// What a test may do to the agents while it runs; released as its namespace goes.
+enum Agents {
+    /// They are everybody's.
+    Shared {
+        _guard: RwLockReadGuard<'static, ()>,
+    },
+    /// No other test runs.
+    Alone {
+        _guard: RwLockWriteGuard<'static, ()>,
+    },
 }
 
 /// What came of a connection, in agnhost's words.
@@ -31,8 +49,22 @@ pub(crate) enum Fate {
 
 impl Namespace {
     pub(crate) fn new(test: &str) -> Result<Self> {
+        let guard = AGENTS.read().unwrap_or_else(PoisonError::into_inner);
+        Self::with(test, Agents::Shared { _guard: guard })
+    }
+
+    /// One for a test that other tests must not run beside.
+    pub(crate) fn alone(test: &str) -> Result<Self> {
+        let guard = AGENTS.write().unwrap_or_else(PoisonError::into_inner);
+        Self::with(test, Agents::Alone { _guard: guard })
+    }
+
+    fn with(test: &str, agents: Agents) -> Result<Self> {
         let name = format!("{test}-{}", process::id());
-        let namespace = Self { name };
+        let namespace = Self {
+            name,
+            _agents: agents,
+        };
         kubectl(&["create", "namespace", &namespace.name], "")?;
         // Pods can only be made where their account is.
         wait_until("the account of pods", PATIENCE, || {
@@ -61,6 +93,17 @@ impl Namespace {
         let said = self.kubectl(&["get", "pods", "-l", labels, "-o", "json"])?;
         let mut said: Value = serde_json::from_str(&said).context("reading the list of pods")?;
         serde_json::from_value(said["items"].take()).context("reading the list of pods")
+    }
+
+    /// Two nodes that pods come to, by name.
+    pub(crate) fn two_nodes(&self) -> Result<[String; 2]> {
+        let control_plane = "!node-role.kubernetes.io/control-plane";
+        let names = "jsonpath={.items[*].metadata.name}";
+        let said = self.kubectl(&["get", "nodes", "-l", control_plane, "-o", names])?;
+        let mut names = said.split_whitespace().map(str::to_owned);
+        let two = names.next().zip(names.next());
+        let (one, other) = two.context("these tests need two nodes that pods come to")?;
+        Ok([one, other])
     }
 
     /// A server and a client on every node.
@@ -186,12 +229,14 @@ impl Drop for Namespace {
     }
 }
 
-/// kubectl of the cluster that `cargo xtask test e2e` has started.
-fn kubectl(args: &[&str], input: &str) -> Result<String> {
-    let parts = env::var_os("PICKET_CLUSTER_PARTS").map(PathBuf::from);
-    let (Some(parts), Some(_)) = (parts, env::var_os("KUBECONFIG")) else {
-        bail!("these tests need a cluster: `cargo xtask test e2e` starts one for them");
-    };
+/// kubectl, as the administrator of the cluster that is tested. It is one of the cluster's parts, or,
+/// where the cluster was not made of any, on the PATH.
+pub(crate) fn kubectl(args: &[&str], input: &str) -> Result<String> {
+    ensure!(
+        env::var_os("KUBECONFIG").is_some(),
+        "these tests need a cluster: `cargo xtask test e2e` starts one for them"
+    );
+    let parts = env::var_os(PARTS).map(PathBuf::from).unwrap_or_default();
     let mut child = Command::new(parts.join("kubectl"))
         .args(args)
         .stdin(Stdio::piped())

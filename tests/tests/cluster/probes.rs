@@ -32,7 +32,6 @@ fn pod(name: &str, node: &str, args: &[&str], probe: &Value) -> Value {
 }
 
 #[test]
-#[ignore = "needs a cluster: cargo xtask test e2e"]
 fn probes_of_every_kind_are_answered_under_default_deny() -> Result<()> {
     let namespace = Namespace::new("probes")?;
     namespace.apply(&json!({
@@ -59,11 +58,12 @@ fn probes_of_every_kind_are_answered_under_default_deny() -> Result<()> {
             json!({"exec": {"command": ["/agnhost", "--help"]}}),
         ),
     ];
-    let pods = ["n1", "n2"].map(|node| {
+    let nodes = namespace.two_nodes()?;
+    let pods = nodes.iter().map(|node| {
         let pods = kinds.iter();
         pods.map(move |(name, args, probe)| pod(name, node, args, probe))
     });
-    namespace.apply_all(&pods.into_iter().flatten().collect::<Vec<_>>())?;
+    namespace.apply_all(&pods.flatten().collect::<Vec<_>>())?;
     wait_until("every pod to be ready", PATIENCE, || {
         let pods = namespace.pods_with("app=probed")?;
         for pod in &pods {
@@ -85,8 +85,12 @@ fn probes_of_every_kind_are_answered_under_default_deny() -> Result<()> {
     // Policy is in force all the same.
     let pods = namespace.pods_with("app=probed")?;
     let of = |name: &str| pods.iter().find(|pod| pod["metadata"]["name"] == name);
-    let address = of("http-n1").map_or(&Value::Null, |pod| &pod["status"]["podIP"]);
+    let address =
+        of(&format!("http-{}", nodes[0])).map_or(&Value::Null, |pod| &pod["status"]["podIP"]);
     let to = format!("{}:8080", bracketed(address.as_str().unwrap_or_default()));
-    assert_eq!(namespace.connect("tcp-n1", &to), Fate::TimedOut);
+    assert_eq!(
+        namespace.connect(&format!("tcp-{}", nodes[0]), &to),
+        Fate::TimedOut
+    );
     Ok(())
 }

@@ -10,7 +10,6 @@ use super::namespace::{Fate, Namespace, PATIENCE};
 const TRIES: usize = 2;
 
 #[test]
-#[ignore = "needs a cluster: cargo xtask test e2e"]
 fn without_policy_all_pods_reach_all_pods_and_services() -> Result<()> {
     let namespace = Namespace::new("open")?;
     namespace.populate()?;
@@ -18,7 +17,6 @@ fn without_policy_all_pods_reach_all_pods_and_services() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs a cluster: cargo xtask test e2e"]
 fn a_policy_holds_between_all_nodes_until_it_goes() -> Result<()> {
     let namespace = Namespace::new("policy")?;
     namespace.populate()?;
@@ -48,7 +46,6 @@ fn a_policy_holds_between_all_nodes_until_it_goes() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs a cluster: cargo xtask test e2e"]
 fn isolated_pods_stay_ready_and_answer_exec_and_logs() -> Result<()> {
     let namespace = Namespace::new("node")?;
     namespace.isolate_servers()?;

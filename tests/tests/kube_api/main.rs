@@ -3,6 +3,7 @@
 
 mod enforced;
 mod faults;
+mod kept;
 mod numbers;
 mod taint;
 mod world;
@@ -24,7 +25,6 @@ async fn server() -> Result<(ApiServer, Admin)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an API server: cargo xtask test api"]
 async fn the_first_word_is_a_whole_list_of_every_kind() -> Result<()> {
     let (server, admin) = server().await?;
     admin.pod("web", "web", "10.0.0.1").await?;
@@ -56,7 +56,6 @@ async fn the_first_word_is_a_whole_list_of_every_kind() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an API server: cargo xtask test api"]
 async fn what_changes_is_told_and_nothing_else() -> Result<()> {
     let (server, admin) = server().await?;
     admin.pod("web", "web", "10.0.0.1").await?;
@@ -97,7 +96,6 @@ async fn what_changes_is_told_and_nothing_else() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an API server: cargo xtask test api"]
 async fn a_pod_that_ends_or_is_made_anew_is_not_what_it_was() -> Result<()> {
     let (server, admin) = server().await?;
     admin.pod("web", "web", "10.0.0.1").await?;

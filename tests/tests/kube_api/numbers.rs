@@ -27,7 +27,6 @@ fn rss_kib() -> Result<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an API server: cargo xtask test api"]
 async fn two_thousand_pods_are_one_batch_within_seconds() -> Result<()> {
     let (server, admin) = server().await?;
     let written = Instant::now();

@@ -2,7 +2,6 @@
 //! from no other; with the rights that `deploy/` grants and no more.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use agent::source::OwnNode;
@@ -104,9 +103,8 @@ async fn agent_on(node: &str, kubeconfig: &Path) -> Result<(Listener, watch::Sen
 }
 
 fn kubectl(server: &ApiServer, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(server.kubectl())
-        .arg("--kubeconfig")
-        .arg(server.kubeconfig()?)
+    let output = server
+        .kubectl()?
         .args(arguments)
         .output()
         .context("running kubectl")?;
@@ -160,7 +158,6 @@ fn agents_kubeconfig(server: &ApiServer, node: &str) -> Result<PathBuf> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an API server: cargo xtask test api"]
 async fn it_goes_when_the_node_is_ready_and_again_when_it_comes_back_and_nothing_else_goes()
 -> Result<()> {
     let (server, admin) = server().await?;
@@ -194,7 +191,6 @@ async fn it_goes_when_the_node_is_ready_and_again_when_it_comes_back_and_nothing
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an API server: cargo xtask test api"]
 async fn what_somebody_else_changes_at_the_same_moment_is_not_undone() -> Result<()> {
     let (server, admin) = server().await?;
     let nodes = Nodes::of(&admin);
@@ -215,7 +211,6 @@ async fn what_somebody_else_changes_at_the_same_moment_is_not_undone() -> Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an API server: cargo xtask test api"]
 async fn an_agent_that_may_not_remove_it_says_so_until_it_may() -> Result<()> {
     let (server, admin) = server().await?;
     apply(&server, "picket.yaml")?;
@@ -251,7 +246,6 @@ async fn an_agent_that_may_not_remove_it_says_so_until_it_may() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an API server: cargo xtask test api"]
 async fn the_policy_of_deploy_admits_that_and_no_other_change_of_a_node() -> Result<()> {
     let (server, admin) = server().await?;
     apply(&server, "picket.yaml")?;

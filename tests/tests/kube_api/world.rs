@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use agent::source::{Access, Batch, OwnNode, watch_api};
@@ -19,6 +20,9 @@ use serde_json::{Value, json};
 
 /// How long anything may take on a machine that does other things, too.
 const WITHIN: Duration = Duration::from_mins(1);
+
+/// Pods that were made to see when they are told of.
+static MARKS: AtomicU32 = AtomicU32::new(0);
 
 /// Whoever writes objects.
 #[derive(Clone)]
@@ -123,7 +127,6 @@ pub(crate) struct Listener {
     /// Batches that had changes.
     pub(crate) batches_told: usize,
     uids: BTreeMap<String, String>,
-    marks: usize,
 }
 
 impl Listener {
@@ -133,17 +136,16 @@ impl Listener {
 
     /// One that listens for the agent of a node.
     pub(crate) async fn open_on(kubeconfig: &Path, own_node: Option<OwnNode>) -> Result<Self> {
+        let access = Access::Kubeconfig(kubeconfig.to_owned());
+        let state = kubeconfig.with_file_name("state");
         Ok(Self {
-            batches: watch_api(Access::Kubeconfig(kubeconfig.to_owned()), own_node)
-                .await?
-                .boxed(),
+            batches: watch_api(access, &state, own_node).await?.boxed(),
             cluster: Cluster::new(),
             is_complete: false,
             findings: Vec::new(),
             told: Vec::new(),
             batches_told: 0,
             uids: BTreeMap::new(),
-            marks: 0,
         })
     }
 
@@ -181,8 +183,8 @@ impl Listener {
 
     /// Listens until everything that was done to pods before this is told.
     pub(crate) async fn catch_up(&mut self, admin: &Admin) -> Result<()> {
-        self.marks += 1;
-        let mark = format!("mark-{}", self.marks);
+        // Another listener's stay where they are.
+        let mark = format!("mark-{}", MARKS.fetch_add(1, Ordering::Relaxed));
         admin.pod(&mark, "mark", "10.255.0.1").await?;
         let name = ObjectName::new("shop", mark.as_str());
         self.until(&mark, |seen| {

@@ -3,7 +3,9 @@
 
 use anyhow::{Context as _, Result};
 
+use super::kubectl;
 use super::parts;
+use super::picket;
 use super::state::State;
 use crate::setup::{self, What};
 use crate::step::Step;
@@ -27,7 +29,9 @@ pub(crate) fn test(filter: Option<&str>, thorough: bool) -> Result<()> {
     let others: &[&[&str]] = if thorough { OTHERS } else { &[] };
     for shape in [SHAPE].iter().chain(others) {
         eprintln!("-- {}", shape.join(" "));
-        let outcome = cluster("up", shape).and_then(|()| run(&state, filter));
+        let outcome = cluster("up", shape)
+            .and_then(|()| run(&state, filter))
+            .and_then(|()| picket::uninstall(&state));
         // Whatever came of it; and what it was is more than how it ended.
         let ended = cluster("down", &[]);
         outcome.with_context(|| format!("with {}", shape.join(" ")))?;
@@ -46,12 +50,19 @@ fn cluster(task: &str, options: &[&str]) -> Result<()> {
         .run()
 }
 
+/// The tests, which the environment tells of a cluster.
+pub(crate) fn tests(filter: Option<&str>) -> Step {
+    Step::cargo(["test", "--locked", "-p", "tests"])
+        .args(["--features", "kubernetes", "--test", "cluster"])
+        .args(filter)
+        .args(["--", "--nocapture"])
+}
+
 fn run(state: &State, filter: Option<&str>) -> Result<()> {
     setup::ensure(What::Bpf)?;
-    Step::cargo(["test", "--locked", "-p", "tests", "--test", "cluster"])
-        .args(filter)
-        .args(["--", "--ignored", "--nocapture"])
+    tests(filter)
         .env("KUBECONFIG", state.kubeconfig())
+        .env(kubectl::CACHE, state.kubectl_cache())
         .env(parts::VARIABLE, state.parts()?)
         .run()
 }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 
 use super::{node, process};
 use crate::apt::Archive;
-use crate::musl::Arch;
+use crate::arch::Arch;
 use crate::oci::{self, Image};
 
 /// What holds a pod's namespaces. Ours, so it bears nobody else's name.
@@ -41,44 +41,59 @@ const LIBRARIES: &[&str] = &[
 /// The release whose busybox it is.
 const RELEASE: &str = "bookworm";
 
+/// What is in the images is decided in these files.
+const DECIDED: [&str; 2] = [include_str!("images.rs"), include_str!("../oci.rs")];
+
+/// An image that every node has.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Pause,
+    CoreDns,
+    Agnhost,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::Pause, Self::CoreDns, Self::Agnhost];
+
+    /// Its archive, and its name.
+    const fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Pause => ("pause.tar", PAUSE),
+            Self::CoreDns => ("coredns.tar", COREDNS),
+            Self::Agnhost => ("agnhost.tar", AGNHOST),
+        }
+    }
+
+    fn image(self, arch: Arch, parts: &Path, dir: &Path) -> Result<Image> {
+        let image = Image::new(arch.as_label());
+        Ok(match self {
+            Self::Pause => image
+                .file("/pause", 0o755, parts.join("pause"))
+                .entrypoint(["/pause"])
+                .user("65535:65535"),
+            Self::CoreDns => image
+                .file("/coredns", 0o755, parts.join("coredns"))
+                .entrypoint(["/coredns"]),
+            Self::Agnhost => agnhost(arch, parts, dir)?,
+        })
+    }
+}
+
 /// The archives, made of the programs in `parts` where they are not there yet.
 pub(super) fn ensure(parts: &Path) -> Result<Vec<PathBuf>> {
-    // What is in them is decided in this file.
-    let written = oci::hex(include_bytes!("images.rs"));
-    let dir = parts.join(format!("images-{}", written.get(..8).unwrap_or_default()));
+    let dir = parts.join(format!("images-{}", oci::key(DECIDED.concat().as_bytes())));
     fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
     let arch = Arch::here().context("this machine is neither amd64 nor arm64")?;
     let mut archives = Vec::new();
-    for (file, name) in [
-        ("pause.tar", PAUSE),
-        ("coredns.tar", COREDNS),
-        ("agnhost.tar", AGNHOST),
-    ] {
+    for kind in Kind::ALL {
+        let (file, name) = kind.names();
         let archive = dir.join(file);
         if !archive.is_file() {
-            let image = match name {
-                PAUSE => pause(arch, parts),
-                COREDNS => coredns(arch, parts),
-                _ => agnhost(arch, parts, &dir)?,
-            };
-            oci::write(&archive, name, &[image])?;
+            oci::write(&archive, name, &[kind.image(arch, parts, &dir)?])?;
         }
         archives.push(archive);
     }
     Ok(archives)
-}
-
-fn pause(arch: Arch, parts: &Path) -> Image {
-    Image::new(arch.as_label())
-        .file("/pause", 0o755, parts.join("pause"))
-        .entrypoint(["/pause"])
-        .user("65535:65535")
-}
-
-fn coredns(arch: Arch, parts: &Path) -> Image {
-    Image::new(arch.as_label())
-        .file("/coredns", 0o755, parts.join("coredns"))
-        .entrypoint(["/coredns"])
 }
 
 /// Busybox is fetched into `dir` for as long as this takes.
@@ -175,5 +190,32 @@ mod tests {
         let pins = include_str!("parts/coredns/go.mod");
         let (_, version) = COREDNS.rsplit_once(':').unwrap();
         assert!(pins.contains(&format!("github.com/coredns/coredns {version}\n")));
+    }
+
+    #[test]
+    fn tests_and_help_name_the_test_server_that_nodes_have() {
+        for text in [
+            include_str!("../cluster.rs"),
+            include_str!("../../../tests/tests/cluster/namespace.rs"),
+        ] {
+            assert!(text.contains(AGNHOST), "{AGNHOST}");
+        }
+    }
+
+    #[test]
+    fn every_plugin_that_the_clusters_dns_is_told_to_use_is_built_and_no_other() {
+        let file = include_str!("dns.yaml");
+        let (_, server) = file.split_once(".:53 {\n").unwrap();
+        let (server, _) = server.split_once("\n    }\n").unwrap();
+        let told = server.lines().filter_map(|line| {
+            let line = line.strip_prefix("        ")?;
+            (!line.starts_with(' ') && line != "}").then(|| line.split(' ').next().unwrap())
+        });
+        let mut told: Vec<&str> = told.collect();
+        told.sort_unstable();
+        let built = include_str!("parts/coredns/main.go").lines();
+        let built = built.filter_map(|line| line.strip_suffix('"')?.split_once("/plugin/"));
+        let built: Vec<&str> = built.map(|(_, name)| name).collect();
+        assert_eq!(built, told);
     }
 }

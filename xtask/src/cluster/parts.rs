@@ -1,27 +1,32 @@
-//! The programs a cluster is made of: built from their published Go modules into the cache, in a
-//! directory named by what pins them, and there for good.
+//! The programs a cluster is made of, from their published Go modules: joined in one directory of
+//! the cache, which is named by theirs, and there for good.
 
 use std::env;
-use std::fs::{self, File, TryLockError};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
-use crate::go;
+use crate::go::{self, Module, Program, Wanted};
+use crate::helm;
 use crate::oci;
 use crate::places;
-use crate::setup::{self, What};
 
 /// What programs say of themselves, nodes of their kubelet: as in `parts/k8s/go.mod`.
-const KUBERNETES: &str = "1.36.3";
+const VERSION: &[&str] = &[
+    "k8s.io/component-base/version.gitVersion=v1.36.3",
+    "k8s.io/component-base/version.gitMajor=1",
+    "k8s.io/component-base/version.gitMinor=36",
+    "k8s.io/component-base/version.gitTreeState=clean",
+];
 
 /// Where tests find the parts; set by hand, it says where they were built.
-pub(super) const VARIABLE: &str = "PICKET_CLUSTER_PARTS";
+pub(crate) const VARIABLE: &str = "PICKET_CLUSTER_PARTS";
 
-/// How often a build that goes on says so.
-const PROGRESS: Duration = Duration::from_secs(10);
+/// What is enough for tests against an API server.
+const API: [&str; 3] = ["etcd", "kube-apiserver", "kubectl"];
 
 /// Which parts.
 #[derive(Debug, clap::Args)]
@@ -29,6 +34,9 @@ pub(crate) struct Args {
     /// Those that tests against an API server need, or all.
     #[arg(long, value_enum, default_value_t = Group::All)]
     group: Group,
+    /// Build Helm, too, which tests of the chart need.
+    #[arg(long)]
+    helm: bool,
 }
 
 /// Parts that are built together.
@@ -40,292 +48,170 @@ pub(crate) enum Group {
     All,
 }
 
-/// A directory of `parts/`: versions, checksums, and what of it is built.
-#[derive(Debug)]
-struct Module {
-    name: &'static str,
-    /// Files that say what is built, beside the package names below.
-    pins: &'static [&'static str],
-    tags: &'static str,
-    programs: &'static [Program],
-}
-
-#[derive(Debug)]
-struct Program {
-    name: &'static str,
-    /// What `go build` calls the file, where that is not its name.
-    built_as: Option<&'static str>,
-    package: &'static str,
-    group: Group,
-}
-
-const fn program(name: &'static str, package: &'static str, group: Group) -> Program {
-    Program {
-        name,
-        built_as: None,
-        package,
-        group,
-    }
-}
-
-const MODULES: &[Module] = &[
+static MODULES: [Module; 4] = [
     Module {
         name: "k8s",
-        pins: &["go.mod", "go.sum", "pause/main.go"],
+        source: "xtask/src/cluster/parts/k8s",
+        pins: &["go.mod", "go.sum"],
+        words: VERSION,
         tags: "",
         programs: &[
             Program {
                 built_as: Some("server"),
-                ..program("etcd", "go.etcd.io/etcd/server/v3", Group::Api)
+                ..Program::new("etcd", "go.etcd.io/etcd/server/v3")
             },
-            program(
-                "kube-apiserver",
-                "k8s.io/kubernetes/cmd/kube-apiserver",
-                Group::Api,
-            ),
-            program("kubectl", "k8s.io/kubernetes/cmd/kubectl", Group::Api),
-            program(
+            Program::new("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
+            Program::new("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
+            Program::new(
                 "kube-controller-manager",
                 "k8s.io/kubernetes/cmd/kube-controller-manager",
-                Group::All,
             ),
-            program(
-                "kube-scheduler",
-                "k8s.io/kubernetes/cmd/kube-scheduler",
-                Group::All,
-            ),
-            program("kubelet", "k8s.io/kubernetes/cmd/kubelet", Group::All),
-            program("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy", Group::All),
-            program(
-                "agnhost",
-                "k8s.io/kubernetes/test/images/agnhost",
-                Group::All,
-            ),
-            program("pause", "./pause", Group::All),
+            Program::new("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
+            Program::new("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
+            Program::new("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
+            Program::new("agnhost", "k8s.io/kubernetes/test/images/agnhost"),
         ],
     },
     Module {
         name: "containerd",
+        source: "xtask/src/cluster/parts/containerd",
         pins: &["go.mod", "go.sum"],
+        words: &[],
         // What no node of ours has, and C.
         tags: "no_btrfs no_zfs no_devmapper osusergo netgo static_build",
         programs: &[
-            program(
+            Program::new(
                 "containerd",
                 "github.com/containerd/containerd/v2/cmd/containerd",
-                Group::All,
             ),
-            program(
+            Program::new(
                 "containerd-shim-runc-v2",
                 "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
-                Group::All,
             ),
-            program(
-                "ctr",
-                "github.com/containerd/containerd/v2/cmd/ctr",
-                Group::All,
-            ),
+            Program::new("ctr", "github.com/containerd/containerd/v2/cmd/ctr"),
         ],
     },
     Module {
         name: "coredns",
+        source: "xtask/src/cluster/parts/coredns",
         pins: &["go.mod", "go.sum", "main.go"],
+        words: &[],
         tags: "",
-        programs: &[program("coredns", ".", Group::All)],
+        programs: &[Program::new("coredns", ".")],
+    },
+    Module {
+        name: "pause",
+        source: "xtask/src/cluster/parts/pause",
+        pins: &["go.mod", "main.go"],
+        words: &[],
+        tags: "",
+        programs: &[Program::new("pause", ".")],
     },
 ];
 
 /// The task: nothing but the directory goes to stdout.
 #[expect(clippy::print_stdout, reason = "scripts take the directory from there")]
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let parts = ensure(args.group)?;
-    println!("{}", parts.display());
+    let also = args.helm.then(helm::wanted);
+    println!("{}", ensure_with(args.group, also)?.display());
     Ok(())
+}
+
+/// Whether a cluster's parts need no building.
+pub(crate) fn is_built() -> Result<bool> {
+    if env::var_os(VARIABLE).is_some() {
+        return Ok(true);
+    }
+    for some in Group::All.wanted() {
+        if !some.is_built()? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The directory that holds the parts of `group`; builds what is missing, unless [`VARIABLE`] says
 /// that they are somewhere else.
 pub(crate) fn ensure(group: Group) -> Result<PathBuf> {
+    ensure_with(group, None)
+}
+
+/// The same, and builds something else with it: such programs have much in common.
+fn ensure_with(group: Group, also: Option<Wanted>) -> Result<PathBuf> {
     if let Some(parts) = env::var_os(VARIABLE) {
         let parts = PathBuf::from(parts);
-        return match missing(&parts, group).first() {
-            None => Ok(parts),
-            Some((_, programs)) => bail!(
+        let missing = missing(&parts, group);
+        if !missing.is_empty() {
+            bail!(
                 "{VARIABLE}={}: there is no {} in it; without the variable, parts are built",
                 parts.display(),
-                names(programs).join(", ")
-            ),
-        };
-    }
-    let cache = places::cache()?.join("cluster");
-    let parts = cache.join(format!("parts-{}", key()?));
-    if missing(&parts, group).is_empty() {
+                missing.join(", ")
+            );
+        }
+        go::ensure(also.as_slice())?;
         return Ok(parts);
     }
-    setup::ensure(What::Api)?;
-    fs::create_dir_all(&parts).with_context(|| format!("making {}", parts.display()))?;
-    let lock = cache.join("lock");
-    let lock = File::create(&lock).with_context(|| format!("making {}", lock.display()))?;
-    if let Err(TryLockError::WouldBlock) = lock.try_lock() {
-        eprintln!("somebody else is building parts: waiting for them");
+    let parts = joined()?;
+    let mut wanted = group.wanted();
+    wanted.extend(also);
+    let is_new = go::ensure(&wanted)?;
+    join(&parts, group)?;
+    if is_new {
+        go::tell_of_older(std::slice::from_ref(&parts));
     }
-    // Whoever waits here finds everything built.
-    lock.lock()
-        .context("waiting for another build of the parts")?;
-    let started = Instant::now();
-    let go_cache = cache.join("go-build");
-    for (module, programs) in missing(&parts, group) {
-        build(module, &programs, &parts, &go_cache)?;
-    }
-    // Gigabytes, good for nothing but building the same again.
-    if go_cache.exists() {
-        fs::remove_dir_all(&go_cache)
-            .with_context(|| format!("removing {}", go_cache.display()))?;
-    }
-    eprintln!("parts: built in {:.0} s", started.elapsed().as_secs_f32());
     Ok(parts)
 }
 
-/// What is not there yet of a group, by module.
-fn missing(parts: &Path, group: Group) -> Vec<(&'static Module, Vec<&'static Program>)> {
-    let modules = MODULES.iter().map(|module| {
-        let programs = module.programs.iter();
-        let missing = programs
-            .filter(|program| group == Group::All || program.group == group)
-            .filter(|program| !parts.join(program.name).is_file());
-        (module, missing.collect::<Vec<_>>())
-    });
-    modules.filter(|(_, missing)| !missing.is_empty()).collect()
+/// The directory for programs of these very modules.
+fn joined() -> Result<PathBuf> {
+    let mut names = Vec::new();
+    for module in &MODULES {
+        names.extend(module.built()?.into_os_string().into_encoded_bytes());
+    }
+    let name = format!("parts-{}", oci::key(&names));
+    Ok(places::cache()?.join("cluster").join(name))
 }
 
-/// All of a module's in one go: what they share is compiled once.
-fn build(
-    module: &Module,
-    programs: &[&'static Program],
-    parts: &Path,
-    go_cache: &Path,
-) -> Result<()> {
-    let names = names(programs).join(", ");
-    eprintln!(
-        "building {names} of {} (once; minutes)",
-        module.dir().display()
-    );
-    let unfinished = parts.join("unfinished");
-    if unfinished.exists() {
-        fs::remove_dir_all(&unfinished)
-            .with_context(|| format!("removing {}", unfinished.display()))?;
-    }
-    // With its slash: a directory, also where one program is built.
-    let output = format!("{}/", unfinished.display());
-    let mut progress = Progress::new();
-    go::step(&module.dir())?
-        .env("GOCACHE", go_cache)
-        .args(module.flags())
-        .args(["-v", "-o", output.as_str()])
-        .args(programs.iter().map(|program| program.package))
-        .watch(|line| progress.line(line))
-        .with_context(|| format!("building {names}"))?;
-    for program in programs {
-        let built = unfinished.join(program.built_as.unwrap_or(program.name));
-        let kept = parts.join(program.name);
-        fs::rename(&built, &kept)
-            .with_context(|| format!("moving {} to {}", built.display(), kept.display()))?;
-    }
-    fs::remove_dir(&unfinished).with_context(|| format!("removing {}", unfinished.display()))
-}
-
-fn names(programs: &[&'static Program]) -> Vec<&'static str> {
-    programs.iter().map(|program| program.name).collect()
-}
-
-impl Module {
-    fn dir(&self) -> PathBuf {
-        places::root()
-            .join("xtask/src/cluster/parts")
-            .join(self.name)
-    }
-
-    /// The same on every machine, so that the same pins give the same programs.
-    fn flags(&self) -> Vec<String> {
-        let version = "k8s.io/component-base/version";
-        let minor = KUBERNETES.split('.').nth(1).unwrap_or_default();
-        let mut words = vec![
-            "-s -w".to_owned(),
-            format!("-X {version}.gitVersion=v{KUBERNETES}"),
-            format!("-X {version}.gitMajor=1"),
-            format!("-X {version}.gitMinor={minor}"),
-            format!("-X {version}.gitTreeState=clean"),
-        ];
-        if self.name != "k8s" {
-            words.truncate(1);
-        }
-        let flags = ["build", "-trimpath", "-buildvcs=false", "-mod=readonly"];
-        let mut flags: Vec<String> = flags.map(str::to_owned).to_vec();
-        flags.extend(["-ldflags".to_owned(), words.join(" ")]);
-        flags.extend(["-tags".to_owned(), self.tags.to_owned()]);
-        flags
-    }
-}
-
-/// Names the directory: another version, flag or machine is another one.
-fn key() -> Result<String> {
-    let mut pins = env::consts::ARCH.as_bytes().to_vec();
-    for module in MODULES {
-        for program in module.programs {
-            pins.extend(format!("\n{} {}", program.name, program.package).into_bytes());
-        }
-        pins.extend(module.flags().join("\n").into_bytes());
-        for file in module.pins {
-            let file = module.dir().join(file);
-            let contents =
-                fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
-            pins.extend(contents);
+/// Links what is built into the directory. Nodes mount it: nothing in it may lead out of it.
+fn join(parts: &Path, group: Group) -> Result<()> {
+    fs::create_dir_all(parts).with_context(|| format!("making {}", parts.display()))?;
+    for some in group.wanted() {
+        for built in some.files()? {
+            let part = parts.join(built.file_name().unwrap_or_default());
+            match fs::hard_link(&built, &part) {
+                // By an earlier run, or by another one just now.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                linked => linked.with_context(|| {
+                    format!("linking {} to {}", part.display(), built.display())
+                })?,
+            }
         }
     }
-    match oci::hex(&pins).get(..12) {
-        Some(key) => Ok(key.to_owned()),
-        None => bail!("a digest is shorter than twelve digits"),
-    }
+    Ok(())
 }
 
-/// Counts the packages that `go build -v` names; whatever else it says is shown.
-#[derive(Debug)]
-struct Progress {
-    packages: usize,
-    started: Instant,
-    said: Instant,
+/// What is not in a directory of a group.
+fn missing(parts: &Path, group: Group) -> Vec<&'static str> {
+    let programs = MODULES.iter().flat_map(|module| module.programs);
+    programs
+        .map(|program| program.name)
+        .filter(|name| group.includes(name) && !parts.join(name).is_file())
+        .collect()
 }
 
-impl Progress {
-    fn new() -> Self {
-        let now = Instant::now();
-        Self {
-            packages: 0,
-            started: now,
-            said: now,
-        }
+impl Group {
+    fn includes(self, program: &str) -> bool {
+        self == Self::All || API.contains(&program)
     }
 
-    fn line(&mut self, line: &str) {
-        if !is_package(line) {
-            eprintln!("{line}");
-            return;
-        }
-        self.packages += 1;
-        if self.said.elapsed() >= PROGRESS {
-            self.said = Instant::now();
-            let seconds = self.started.elapsed().as_secs();
-            eprintln!(
-                "  {} packages compiled, {seconds} s; now {line}",
-                self.packages
-            );
-        }
+    /// What is built for it.
+    fn wanted(self) -> Vec<Wanted> {
+        let modules = MODULES.iter();
+        modules
+            .map(|module| module.wanted(|program| self.includes(program)))
+            .filter(|some| !some.is_empty())
+            .collect()
     }
-}
-
-/// A line that is one word is the path of a package.
-fn is_package(line: &str) -> bool {
-    !line.is_empty() && !line.contains(|c: char| c.is_whitespace() || c == ':')
 }
 
 #[cfg(test)]
@@ -334,31 +220,35 @@ mod tests {
 
     #[test]
     fn the_version_that_programs_say_is_the_one_that_is_built() {
-        let k8s = MODULES.iter().find(|module| module.name == "k8s").unwrap();
-        let pins = fs::read_to_string(k8s.dir().join("go.mod")).unwrap();
-        assert!(pins.contains(&format!("k8s.io/kubernetes v{KUBERNETES} ")));
+        let pins = include_str!("parts/k8s/go.mod");
+        let (_, version) = VERSION[0].rsplit_once("=v").unwrap();
+        assert!(pins.contains(&format!("k8s.io/kubernetes v{version} ")));
+        let [major, minor, _] = version.split('.').collect::<Vec<_>>()[..] else {
+            panic!("{version}");
+        };
+        assert!(VERSION[1].ends_with(&format!("gitMajor={major}")));
+        assert!(VERSION[2].ends_with(&format!("gitMinor={minor}")));
         let replaced = pins.lines().filter(|line| line.contains(" => ")).count();
-        let alike = pins.matches(&format!(" v0{}\n", &KUBERNETES[1..])).count();
+        let alike = pins.matches(&format!(" v0{}\n", &version[1..])).count();
         assert!(alike >= replaced && replaced > 30, "{alike} of {replaced}");
     }
 
     #[test]
     fn an_empty_directory_lacks_everything_and_the_api_is_three_programs() {
         let nowhere = Path::new("no/such/directory");
-        let count = |group| -> usize {
-            let missing = missing(nowhere, group);
-            missing.iter().map(|(_, programs)| programs.len()).sum()
-        };
         let all: usize = MODULES.iter().map(|module| module.programs.len()).sum();
-        assert_eq!(count(Group::Api), 3);
-        assert_eq!(count(Group::All), all);
+        assert_eq!(missing(nowhere, Group::Api), API);
+        assert_eq!(missing(nowhere, Group::All).len(), all);
     }
 
     #[test]
-    fn progress_is_told_from_complaints() {
-        assert!(is_package("k8s.io/kubernetes/pkg/apis/core"));
-        assert!(!is_package("go: downloading go1.26.8 (linux/amd64)"));
-        assert!(!is_package("main.go:3:1: expected declaration"));
-        assert!(!is_package(""));
+    fn the_api_takes_nothing_but_kubernetes_own_module() {
+        let names: Vec<PathBuf> = Group::Api
+            .wanted()
+            .iter()
+            .flat_map(|some| some.files().unwrap())
+            .collect();
+        let dir = MODULES[0].built().unwrap();
+        assert_eq!(names, API.map(|name| dir.join(name)));
     }
 }

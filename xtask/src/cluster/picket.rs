@@ -1,7 +1,7 @@
 //! Picket in the cluster: its image on every node, its manifests applied as they are; and a new
 //! version of it in the place of the old.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::images;
 use super::kubectl::Kubectl;
-use super::node::CONTROL_PLANE;
+use super::node::{self, CONTROL_PLANE};
 use super::state::State;
 use super::workloads;
 use crate::image;
@@ -18,10 +18,16 @@ use crate::places;
 use crate::step::{self, Step};
 
 /// What is applied.
-const MANIFESTS: &str = "deploy/picket.yaml";
+pub(crate) const MANIFESTS: &str = "deploy/picket.yaml";
+
+/// What is applied to take it out of every node again.
+const UNINSTALL: &str = "deploy/kustomize/overlays/uninstall";
+
+/// Where a node's programs and maps are pinned.
+const PINS: &str = "/sys/fs/bpf/picket";
 
 /// What these manifests call the agents, and where they put them.
-const AGENTS: [&str; 3] = ["daemonset/picket", "--namespace", "picket-system"];
+pub(crate) const AGENTS: [&str; 3] = ["daemonset/picket", "--namespace", "picket-system"];
 
 /// Which version.
 #[derive(Debug, clap::Args)]
@@ -40,20 +46,40 @@ pub(super) fn load(args: &Args) -> Result<()> {
     if !step::is_root()? {
         return again_as_root(args.image.is_none().then_some(archive.as_path()));
     }
-    let mut nodes = Vec::new();
-    for node in state.nodes() {
-        if node != CONTROL_PLANE {
-            let pid = state.pid_of(&node)?;
-            nodes.push((node, pid));
-        }
-    }
-    images::load(&nodes, &[archive])?;
+    images::load(&nodes(&state)?, &[archive])?;
     if kubectl.output(["get"].iter().chain(&AGENTS)).is_ok() {
         // The image's name is the same: nothing else tells that it is another one.
         kubectl.output(["rollout", "restart"].iter().chain(&AGENTS))?;
     }
     install(&kubectl)?;
     eprintln!("loaded after {:.1} s", started.elapsed().as_secs_f32());
+    Ok(())
+}
+
+/// The nodes that pods come to, each with its first process.
+fn nodes(state: &State) -> Result<Vec<(String, u32)>> {
+    let names = state.nodes().into_iter();
+    names
+        .filter(|name| name != CONTROL_PLANE)
+        .map(|name| Ok((name.clone(), state.pid_of(&name)?)))
+        .collect()
+}
+
+/// Uninstalls as `deploy/README.md` says: the rollout ends, and nothing is left in any node's kernel.
+pub(super) fn uninstall(state: &State) -> Result<()> {
+    let kubectl = Kubectl::new(state, &state.parts()?);
+    let overlay = places::root().join(UNINSTALL);
+    kubectl.output([OsStr::new("apply"), "-k".as_ref(), overlay.as_ref()])?;
+    let rollout = ["rollout", "status", "--timeout=2m"];
+    kubectl.output(rollout.iter().chain(&AGENTS))?;
+    for (node, pid) in nodes(state)? {
+        let gone = ["test", "!", "-e", PINS].map(OsString::from);
+        let gone = node::step(pid, &gone).with_root("looking at a node")?;
+        if !gone.succeeds() {
+            bail!("{node}: Picket was uninstalled, and {PINS} is still there");
+        }
+    }
+    eprintln!("uninstalled by {UNINSTALL}: nothing is left on any node");
     Ok(())
 }
 

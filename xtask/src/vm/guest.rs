@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use super::kernel::{Kernel, Line};
+use crate::arch::Arch;
 use crate::bpf::costs::{self, Costs};
-use crate::musl::Arch;
 use crate::step::Step;
 
 /// Longest life of a guest, in seconds, as `timeout` takes it.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 use crate::apt::Archive;
-use crate::musl::Arch;
+use crate::arch::Arch;
 use crate::places;
 use crate::step::Step;
 

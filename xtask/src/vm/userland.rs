@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result};
 use super::initramfs::Initramfs;
 use super::kernel::{self, Kernel};
 use crate::apt::Archive;
-use crate::musl::{Arch, Program};
+use crate::arch::Arch;
+use crate::musl::Program;
 use crate::places;
 use crate::step::Step;
 

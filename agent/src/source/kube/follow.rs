@@ -22,13 +22,16 @@ const PAGE: usize = 500;
 const LIST_WITHIN: Duration = Duration::from_secs(30);
 /// A watch is accepted within this time.
 const WATCH_WITHIN: Duration = Duration::from_secs(15);
-/// A watch that is silent for longer is made anew, from where it was: servers send a bookmark every
-/// minute, and a connection can die without a word.
+/// A watch that is silent for longer is not believed: servers send a bookmark every minute. The
+/// connection may be dead, or the server waits for a version that it will not reach for long, since
+/// its store was put back to an earlier day (kubernetes/kubernetes#107457).
 const SILENCE: Duration = Duration::from_secs(100);
 /// Servers are asked to end a watch after this time, and up to as much again.
 const WATCH_FOR: Duration = Duration::from_mins(5);
 /// A watch that ends sooner, without a word, has failed.
 const SHORT_WATCH: Duration = Duration::from_secs(1);
+/// Watches refused one after the other until it is asked for a list: it may be the version.
+const REFUSED_WATCHES: u32 = 3;
 /// A kind that the server does not have is looked for again after this time.
 const LOOK_AGAIN: Duration = Duration::from_mins(1);
 
@@ -124,18 +127,22 @@ pub(super) struct Follower {
     /// Of lists that are asked for because a watch has lapsed, one after the other.
     lapses: Backoff,
     manner: Manner,
+    /// Watches refused, or ended with an error, since one spoke.
+    refused: u32,
     is_failing: bool,
     /// The last version that was heard of.
     latest: Option<u64>,
 }
 
 impl Follower {
+    /// Lists are not asked for that are older than `latest`.
     pub(super) fn new(
         access: Access,
         api: Api,
         watched: &'static Watched,
         news: mpsc::Sender<(Kind, News)>,
         doubts: Arc<Notify>,
+        latest: Option<u64>,
     ) -> Self {
         Self {
             access,
@@ -147,8 +154,9 @@ impl Follower {
             backoff: Backoff::default(),
             lapses: Backoff::default(),
             manner: Manner::Remembered,
+            refused: 0,
             is_failing: false,
-            latest: None,
+            latest,
         }
     }
 
@@ -181,7 +189,11 @@ impl Follower {
                 }
                 Failure::Absent => {
                     is_listed = false;
-                    LOOK_AGAIN + up_to(LOOK_AGAIN / 10)
+                    if self.watched.may_be_absent {
+                        LOOK_AGAIN + up_to(LOOK_AGAIN / 10)
+                    } else {
+                        self.backoff.after_failure()
+                    }
                 }
                 // It may not know the version, say since its store was put back to an earlier day.
                 Failure::Expired
@@ -191,7 +203,9 @@ impl Follower {
                     self.manner = self.manner.next();
                     self.backoff.after_failure()
                 }
-                Failure::Refused { pause, .. } => {
+                Failure::Refused { code, pause, .. } => {
+                    self.refused += u32::from(matches!(code, 400 | 500 | 504));
+                    is_listed &= self.refused < REFUSED_WATCHES;
                     self.backoff.after_failure().max(pause.unwrap_or_default())
                 }
                 Failure::Forbidden { is_unknown, .. } => {
@@ -205,7 +219,12 @@ impl Follower {
                     is_listed = false;
                     self.backoff.after_failure()
                 }
-                Failure::Unreachable(_) | Failure::Expired => self.backoff.after_failure(),
+                // Perhaps because its certificate is another authority's now.
+                Failure::Unreachable(_) => {
+                    self.renew_credentials().await;
+                    self.backoff.after_failure()
+                }
+                Failure::Expired => self.backoff.after_failure(),
             };
             self.is_failing = true;
             if self.tell(News::Failed(failure)).await.is_err() {
@@ -259,6 +278,7 @@ impl Follower {
         };
         self.tell(News::ListEnds(version)).await?;
         self.latest = Some(version);
+        self.refused = 0;
         self.manner = Manner::Remembered;
         self.backoff.reset();
         self.tell_of_success().await?;
@@ -330,16 +350,21 @@ impl Follower {
                     return Err(Failure::Unreachable("watches end at once".to_owned()).into());
                 }
                 Ok(Err(failure)) => return Err(failure.into()),
-                Err(_silent) => return Ok(()),
+                Err(_silent) => return Err(Failure::Expired.into()),
             };
             lines.push(&bytes);
             while let Some(line) = lines.next().map_err(Failure::from)? {
                 let (latest, news) = self.read_event(&line)?;
+                if news.is_none() && Some(latest) < self.latest {
+                    // A bookmark of an earlier day.
+                    return Err(Failure::Expired.into());
+                }
                 self.latest = self.latest.max(Some(latest));
                 if let Some(news) = news {
                     self.tell(news).await?;
                 }
                 has_spoken = true;
+                self.refused = 0;
                 self.backoff.reset();
                 self.lapses.reset();
             }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use agent_policy::manifest;
 use agent_policy::model::{Change, Finding, ObjectName};
 use k8s_openapi::api::core::v1 as core;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::super::object::{self, Key, Kind, Object, Reading};
 use super::taint::{self, Taint};
@@ -37,8 +38,9 @@ pub(super) const WATCHED: [Watched; 4] = [
         may_be_absent: false,
         read: |bytes| {
             typed(bytes, |object: trimmed::Namespace| {
-                let (namespace, findings) = manifest::namespace(&object.into());
-                (namespace.map(Change::Namespace), findings)
+                let object = object.into();
+                let (namespace, findings) = manifest::namespace(&object);
+                (object, namespace.map(Change::Namespace), findings)
             })
         },
     },
@@ -49,8 +51,9 @@ pub(super) const WATCHED: [Watched; 4] = [
         may_be_absent: false,
         read: |bytes| {
             typed(bytes, |object: trimmed::Node| {
-                let (node, findings) = manifest::node(&object.into());
-                (node.map(Change::Node), findings)
+                let object = object.into();
+                let (node, findings) = manifest::node(&object);
+                (object, node.map(Change::Node), findings)
             })
         },
     },
@@ -61,8 +64,9 @@ pub(super) const WATCHED: [Watched; 4] = [
         may_be_absent: false,
         read: |bytes| {
             typed(bytes, |object: trimmed::Pod| {
-                let (pod, findings) = manifest::pod(&core::Pod::from(object));
-                (pod.map(|pod| Change::Pod(Box::new(pod))), findings)
+                let object = core::Pod::from(object);
+                let (pod, findings) = manifest::pod(&object);
+                (object, pod.map(|pod| Change::Pod(Box::new(pod))), findings)
             })
         },
     },
@@ -78,30 +82,46 @@ pub(super) const WATCHED: [Watched; 4] = [
                 return Ok(Read::TooLarge(bytes));
             }
             let (policy, findings) = manifest::network_policy_json(&document);
-            Ok(Read::As(Some(Change::Policy(Box::new(policy))), findings))
+            let kept = serde_json::to_vec(&document)?;
+            let change = Some(Change::Policy(Box::new(policy)));
+            Ok(Read::As(change, findings, kept))
         },
     },
 ];
 
 impl Watched {
+    /// The kind that people call this.
+    pub(super) fn by_plural(plural: &str) -> Option<&'static Self> {
+        WATCHED.iter().find(|watched| watched.plural() == plural)
+    }
+
     /// What people call the kind: `networkpolicies`.
     pub(super) fn plural(&self) -> &'static str {
         self.path.rsplit('/').next().unwrap_or(self.path)
     }
 }
 
+/// What people call objects of a kind.
+pub(super) fn plural(kind: Kind) -> &'static str {
+    WATCHED
+        .iter()
+        .find(|watched| watched.kind == kind)
+        .map_or("objects", |watched| watched.plural())
+}
+
 /// What an object's content turned out to be.
 enum Read {
-    As(Option<Change>, Vec<Finding>),
+    /// What it says, what is wrong with it, and the JSON that says the same.
+    As(Option<Change>, Vec<Finding>, Vec<u8>),
     TooLarge(u64),
 }
 
-fn typed<T: DeserializeOwned>(
+fn typed<T: DeserializeOwned, K: Serialize>(
     bytes: &[u8],
-    convert: impl FnOnce(T) -> (Option<Change>, Vec<Finding>),
+    convert: impl FnOnce(T) -> (K, Option<Change>, Vec<Finding>),
 ) -> serde_json::Result<Read> {
-    let (change, findings) = convert(serde_json::from_slice(bytes)?);
-    Ok(Read::As(change, findings))
+    let (object, change, findings) = convert(serde_json::from_slice(bytes)?);
+    Ok(Read::As(change, findings, serde_json::to_vec(&object)?))
 }
 
 /// An object of a list or an event.
@@ -111,6 +131,8 @@ pub(super) struct Item {
     pub(super) reading: Reading,
     /// Startup taints, if it is the node that the reader was told of.
     pub(super) startup_taints: Vec<Taint>,
+    /// The object as JSON, no longer than policy needs: read again, it says the same.
+    pub(super) document: Vec<u8>,
 }
 
 /// Which object, and which state of it.
@@ -183,28 +205,49 @@ impl Reader {
             namespace: id.name.namespace.to_string(),
             name: id.name.name.to_string(),
         };
-        let reading = match (self.watched.read)(bytes) {
-            Ok(Read::As(mut change, findings)) => {
+        let (reading, document) = match (self.watched.read)(bytes) {
+            Ok(Read::As(mut change, findings, document)) => {
                 if let Some(change) = &mut change {
                     share_name(change, &id.name);
                 }
-                Reading::Object(Box::new(Object {
+                let object = Object {
                     key,
                     change,
                     findings,
-                }))
+                };
+                (Reading::Object(Box::new(object)), document)
             }
-            Ok(Read::TooLarge(bytes)) => object::too_large(key, bytes),
-            Err(error) => object::unreadable(key, "", &error.to_string()),
+            Ok(Read::TooLarge(bytes)) => {
+                let reading = object::too_large(key, bytes);
+                (reading, unreadable_document(&id))
+            }
+            Err(error) => {
+                let reading = object::unreadable(key, "", &error.to_string());
+                (reading, unreadable_document(&id))
+            }
         };
         let is_own =
             self.watched.kind == Kind::Node && self.own_node.as_ref() == Some(&id.name.name);
         Ok(Item {
             id,
             reading,
+            document,
             startup_taints: if is_own { taint::on(bytes) } else { Vec::new() },
         })
     }
+}
+
+/// What stands on disk for an object that could not be read: a policy without a specification that
+/// makes sense isolates and admits nothing, as what stands in for it does.
+fn unreadable_document(id: &Id) -> Vec<u8> {
+    let metadata = json!({
+        "namespace": &*id.name.namespace,
+        "name": &*id.name.name,
+        "resourceVersion": id.version.to_string(),
+    });
+    json!({"metadata": metadata, "spec": "left out: it could not be read"})
+        .to_string()
+        .into_bytes()
 }
 
 /// `resourceVersion` of an object or a list.
@@ -274,7 +317,19 @@ mod tests {
 
     fn words(item: Item) -> String {
         match item.reading {
-            Reading::Object(object) => format!("{} at {}", object.key, item.id.version),
+            Reading::Object(object) => {
+                let (kind, name) = match object.change.unwrap() {
+                    Change::Namespace(namespace) => ("namespace", namespace.name.to_string()),
+                    Change::Node(node) => ("node", node.name.to_string()),
+                    Change::Pod(pod) => ("pod", pod.name.to_string()),
+                    Change::Policy(policy) => ("networkpolicy", policy.name.to_string()),
+                    gone @ (Change::NamespaceGone(_)
+                    | Change::NodeGone(_)
+                    | Change::PodGone(_)
+                    | Change::PolicyGone(_)) => panic!("{gone:?}"),
+                };
+                format!("{kind} {name} at {}", item.id.version)
+            }
             Reading::Unreadable { finding, .. } => format!("unreadable {finding}"),
             Reading::Ignored { .. } | Reading::NotAnObject(_) => panic!("no object"),
         }

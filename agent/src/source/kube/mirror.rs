@@ -1,18 +1,22 @@
 //! What all kinds together amount to: batches, and what is wrong, for whoever enforces. No I/O and
 //! no clock: news in, batches out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
-use agent_policy::model::{Finding, Severity};
+use agent_policy::manifest::brief;
+use agent_policy::model::{Finding, ObjectName, Severity};
 use jiff::{Timestamp, Unit};
 
 use super::super::object::Kind;
 use super::super::{Batch, Reported};
 use super::api::Failure;
 use super::follow::News;
-use super::kinds::WATCHED;
-use super::table::{Doubt, Table};
+use super::kept::{KeptError, Recalled};
+use super::kinds::{WATCHED, plural};
+use super::table::{Changes, Doubt, Table, Told};
 
 /// What findings call the server.
 const API: &str = "kubernetes api";
@@ -31,8 +35,21 @@ pub(super) struct Mirror {
     is_complete: bool,
     /// What is wrong with the startup taint.
     taint: Option<Finding>,
+    /// What is known was not said by the server in this life.
+    recalled: Option<Hearsay>,
+    /// What is known is not kept, because of this.
+    unkept: Option<String>,
     /// What was said last.
     told: Option<Vec<Reported>>,
+}
+
+/// What a file said that the server had said.
+#[derive(Debug)]
+struct Hearsay {
+    file: PathBuf,
+    until: Timestamp,
+    /// Kinds that the server has not said anew.
+    kinds: BTreeSet<Kind>,
 }
 
 #[derive(Clone, Debug)]
@@ -53,8 +70,32 @@ impl Mirror {
             outage: None,
             is_complete: false,
             taint: None,
+            recalled: None,
+            unkept: None,
             told: None,
         }
+    }
+
+    /// One that knows what a file says, until the server says more.
+    pub(super) fn recalling(url: &str, recalled: Recalled, file: &Path) -> Self {
+        let mut mirror = Self::new(url);
+        let mut kinds = BTreeSet::new();
+        for (kind, items, version) in recalled.kinds {
+            if let Some(table) = mirror.tables.get_mut(&kind) {
+                table.begin_list();
+                for item in items {
+                    table.put_listed(item);
+                }
+                table.end_list(version);
+                kinds.insert(kind);
+            }
+        }
+        mirror.recalled = Some(Hearsay {
+            file: file.to_owned(),
+            until: recalled.until,
+            kinds,
+        });
+        mirror
     }
 
     /// Takes in what was heard of a kind.
@@ -69,14 +110,18 @@ impl Mirror {
                     table.put_listed(item);
                 }
             }
-            News::ListEnds(version) => table.end_list(version),
+            News::ListEnds(version) => {
+                table.end_list(version);
+                self.is_said_anew(kind);
+            }
             News::Put(item) => return table.put_event(item),
             News::Gone(id) => table.remove_by_event(&id),
             News::Failed(failure) => {
                 let is_no_fault =
-                    failure == Failure::Absent && may_be_absent(kind) && table.is_absent();
+                    failure == Failure::Absent && may_be_absent(kind) && table.take_as_absent();
                 if is_no_fault {
                     self.works(kind);
+                    self.is_said_anew(kind);
                 } else {
                     self.fails(kind, failure, now);
                 }
@@ -89,6 +134,43 @@ impl Mirror {
     /// Takes in what is wrong with the startup taint now, if anything is.
     pub(super) fn hear_of_taint(&mut self, fault: Option<Finding>) {
         self.taint = fault;
+    }
+
+    fn is_said_anew(&mut self, kind: Kind) {
+        if let Some(recalled) = &mut self.recalled {
+            recalled.kinds.remove(&kind);
+        }
+        self.recalled.take_if(|recalled| recalled.kinds.is_empty());
+    }
+
+    /// True while the server does not say what there is, and nothing else has.
+    pub(super) fn is_in_need(&self) -> bool {
+        !self.is_complete && !self.failing.is_empty()
+    }
+
+    /// From now on nothing is kept.
+    pub(super) fn cannot_keep(&mut self, file: &Path, error: &KeptError) {
+        self.unkept = Some(format!(
+            "what is known is not kept in {}: {}; mend that and start the agent again, else one \
+             that starts while the server is silent knows nothing",
+            file.display(),
+            brief(&error.to_string())
+        ));
+    }
+
+    /// Versions of what is known, by kind.
+    pub(super) fn versions(&self) -> BTreeMap<Kind, u64> {
+        let versions = self.tables.iter();
+        versions
+            .map(|(kind, table)| (*kind, table.latest()))
+            .collect()
+    }
+
+    /// Until when the server is known to have said what is known.
+    pub(super) fn known_until(&self, now: Timestamp) -> Timestamp {
+        self.recalled
+            .as_ref()
+            .map_or(now, |recalled| recalled.until)
     }
 
     fn fails(&mut self, kind: Kind, failure: Failure, now: Timestamp) {
@@ -123,19 +205,20 @@ impl Mirror {
         }
     }
 
-    /// The next batch: when something changed or is said for the first time.
-    pub(super) fn take_batch(&mut self, noticed: Instant) -> Option<Batch> {
+    /// The next batch, and what of objects it tells: when something changed or is said for the first
+    /// time.
+    pub(super) fn take_batch(&mut self, noticed: Instant) -> Option<(Batch, Vec<Told>)> {
         let was_complete = self.is_complete;
         self.is_complete |= self.tables.values().all(Table::is_listed);
-        let mut changes = Vec::new();
         // Half-knowledge must not be the first word: see `Batch`.
-        if self.is_complete {
-            let mut came = Vec::new();
-            for table in self.tables.values_mut() {
-                table.take_changes(&mut changes, &mut came);
-            }
-            changes.append(&mut came);
-        }
+        let found = if self.is_complete {
+            self.take_changes()
+        } else {
+            Changes::default()
+        };
+        let Changes { gone, came, told } = found;
+        let mut changes = gone;
+        changes.extend(came);
         let findings = self.findings();
         let is_news = self.is_complete != was_complete
             || !changes.is_empty()
@@ -145,12 +228,39 @@ impl Mirror {
             return None;
         }
         self.told = Some(findings.clone());
-        Some(Batch {
+        let batch = Batch {
             changes,
             is_complete: self.is_complete,
             findings,
             noticed,
-        })
+        };
+        Some((batch, told))
+    }
+
+    /// What changed. Pods wait for their namespaces, which another watch tells of: without its labels
+    /// a namespace would be what a selector wants that asks for a label not to be there.
+    fn take_changes(&mut self) -> Changes {
+        let mut changes = Changes::default();
+        let mut held = BTreeSet::new();
+        if let Some(namespaces) = self.tables.get_mut(&Kind::Namespace) {
+            namespaces.take_changes(&held, &mut changes);
+        }
+        if let (Some(namespaces), Some(pods)) = (
+            self.tables.get(&Kind::Namespace),
+            self.tables.get(&Kind::Pod),
+        ) {
+            let of_pods = pods.untold_namespaces().into_iter();
+            held = of_pods
+                .filter(|name| !namespaces.has_told(&ObjectName::new("", Arc::clone(name))))
+                .cloned()
+                .collect();
+        }
+        let nothing = BTreeSet::new();
+        for (kind, table) in &mut self.tables {
+            let held = if *kind == Kind::Pod { &held } else { &nothing };
+            table.take_changes(held, &mut changes);
+        }
+        changes
     }
 
     fn findings(&self) -> Vec<Reported> {
@@ -159,7 +269,20 @@ impl Mirror {
             .failing
             .iter()
             .filter_map(|(kind, trouble)| self.of_kind(*kind, trouble));
-        let mut findings: Vec<Finding> = api.chain(kinds).chain(self.taint.clone()).collect();
+        let recalled = self.recalled.iter().map(|recalled| {
+            hint(format!(
+                "what is in force is what the server had said until {}, kept in {}",
+                time(recalled.until),
+                recalled.file.display()
+            ))
+        });
+        let unkept = self.unkept.iter().cloned().map(hint);
+        let mut findings: Vec<Finding> = api
+            .chain(kinds)
+            .chain(self.taint.clone())
+            .chain(recalled)
+            .chain(unkept)
+            .collect();
         let objects = self.tables.values().flat_map(Table::findings);
         let (errors, warnings): (Vec<&Finding>, Vec<&Finding>) =
             objects.partition(|finding| finding.severity == Severity::Error);
@@ -168,14 +291,9 @@ impl Mirror {
         findings.extend(errors.into_iter().chain(warnings).cloned());
         findings.truncate(MAX_FINDINGS);
         if left_out > 0 {
-            findings.push(Finding {
-                severity: Severity::Warning,
-                object: API.to_owned(),
-                field: String::new(),
-                message: format!(
-                    "{left_out} more faults of objects; mend those that are said and these are, too"
-                ),
-            });
+            findings.push(hint(format!(
+                "{left_out} more faults of objects; mend those that are said and these are, too"
+            )));
         }
         let reported = |finding| Reported {
             place: None,
@@ -263,17 +381,20 @@ fn fault(field: String, message: String) -> Finding {
     }
 }
 
+/// Something to know about how objects are known.
+fn hint(message: String) -> Finding {
+    Finding {
+        severity: Severity::Warning,
+        object: API.to_owned(),
+        field: String::new(),
+        message,
+    }
+}
+
 fn may_be_absent(kind: Kind) -> bool {
     WATCHED
         .iter()
         .any(|watched| watched.kind == kind && watched.may_be_absent)
-}
-
-fn plural(kind: Kind) -> &'static str {
-    WATCHED
-        .iter()
-        .find(|watched| watched.kind == kind)
-        .map_or("objects", |watched| watched.plural())
 }
 
 /// To the second.
@@ -283,6 +404,7 @@ fn time(at: Timestamp) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
+    use agent_policy::model::Change;
     use serde_json::json;
 
     use super::super::kinds::{Item, Reader};
@@ -310,11 +432,22 @@ mod tests {
         hear(mirror, kind, news);
     }
 
+    fn namespace(name: &str) -> Item {
+        let watched = WATCHED
+            .iter()
+            .find(|watched| watched.kind == Kind::Namespace);
+        let object = json!({"metadata": {"name": name, "resourceVersion": "1"}});
+        Reader::new(watched.unwrap())
+            .read(object.to_string().as_bytes())
+            .unwrap()
+    }
+
     /// One that knows all there is.
     fn complete(pods: Vec<Item>) -> Mirror {
         let mut mirror = Mirror::new("https://api");
         for kind in [Kind::Namespace, Kind::Node, Kind::NetworkPolicy] {
-            list(&mut mirror, kind, Vec::new());
+            let namespaces = (kind == Kind::Namespace).then(|| namespace("shop"));
+            list(&mut mirror, kind, namespaces.into_iter().collect());
             assert!(
                 mirror.take_batch(Instant::now()).is_none(),
                 "not all is here"
@@ -331,10 +464,46 @@ mod tests {
     #[test]
     fn the_first_batch_waits_for_every_kind() {
         let mut mirror = complete(vec![pod("web", &json!("web"))]);
-        let batch = mirror.take_batch(Instant::now()).unwrap();
+        let (batch, told) = mirror.take_batch(Instant::now()).unwrap();
+        assert_eq!(told.len(), 2);
         assert!(batch.is_complete);
-        assert_eq!(batch.changes.len(), 1);
+        assert_eq!(batch.changes.len(), 2);
         assert!(mirror.take_batch(Instant::now()).is_none(), "it was told");
+    }
+
+    #[test]
+    fn a_pod_waits_for_its_namespace_and_its_end_does_not() {
+        let mut mirror = complete(vec![pod("old", &json!("web"))]);
+        mirror.take_batch(Instant::now());
+        hear(&mut mirror, Kind::Namespace, vec![News::ListBegins]);
+        let mut new = pod("new", &json!("web"));
+        new.id.name = ObjectName::new("evil", "new");
+        new.id.version = 7;
+        let mut old = pod("old", &json!("web")).id;
+        old.version = 8;
+        hear(
+            &mut mirror,
+            Kind::Pod,
+            vec![News::Put(new), News::Gone(old)],
+        );
+        let (batch, _) = mirror.take_batch(Instant::now()).unwrap();
+        assert!(
+            matches!(batch.changes[..], [Change::PodGone(_)]),
+            "{:?}",
+            batch.changes
+        );
+        let namespaces = vec![namespace("shop"), namespace("evil")];
+        hear(
+            &mut mirror,
+            Kind::Namespace,
+            vec![News::Listed(namespaces), News::ListEnds(9)],
+        );
+        let (batch, _) = mirror.take_batch(Instant::now()).unwrap();
+        assert!(
+            matches!(batch.changes[..], [Change::Namespace(_), Change::Pod(_)]),
+            "{:?}",
+            batch.changes
+        );
     }
 
     #[test]
@@ -342,7 +511,7 @@ mod tests {
         let mut mirror = complete(Vec::new());
         mirror.take_batch(Instant::now());
         hear(&mut mirror, Kind::Pod, silent("refused"));
-        let said = mirror.take_batch(Instant::now()).unwrap().findings;
+        let said = mirror.take_batch(Instant::now()).unwrap().0.findings;
         assert_eq!(said.len(), 1, "{said:?}");
         for (kind, words) in [(Kind::Pod, "reset"), (Kind::Node, "refused")] {
             hear(&mut mirror, kind, silent(words));
@@ -354,7 +523,7 @@ mod tests {
             "one kind is silent still"
         );
         hear(&mut mirror, Kind::Node, vec![News::Works]);
-        let said = mirror.take_batch(Instant::now()).unwrap().findings;
+        let said = mirror.take_batch(Instant::now()).unwrap().0.findings;
         assert!(said.is_empty(), "{said:?}");
     }
 
@@ -362,10 +531,10 @@ mod tests {
     fn faults_of_objects_are_said_up_to_a_number_and_counted_beyond() {
         let spoilt = (0..MAX_FINDINGS).map(|n| pod(&format!("pod-{n}"), &json!(n)));
         let mut mirror = complete(spoilt.collect());
-        let said = mirror.take_batch(Instant::now()).unwrap().findings;
+        let said = mirror.take_batch(Instant::now()).unwrap().0.findings;
         assert_eq!(said.len(), MAX_FINDINGS);
         hear(&mut mirror, Kind::Node, silent("refused"));
-        let said = mirror.take_batch(Instant::now()).unwrap().findings;
+        let said = mirror.take_batch(Instant::now()).unwrap().0.findings;
         assert_eq!(said.len(), MAX_FINDINGS + 1);
         let said = |at: usize| said[at].to_string();
         assert!(said(0).contains("does not answer"), "{}", said(0));

@@ -3,7 +3,7 @@
 //! Objects themselves are not kept, whoever is told of them has them: of each there is its name and
 //! a digest of what was last said of it, enough to know that a list or an event says nothing new.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 
@@ -58,7 +58,32 @@ struct Untold {
     /// What was told; `None` when nothing was.
     told: Option<Word>,
     /// What is; `None` when it is gone.
-    now: Option<Change>,
+    now: Option<Now>,
+}
+
+/// What an object is, to be told and to be kept.
+#[derive(Debug)]
+struct Now {
+    change: Change,
+    document: Vec<u8>,
+}
+
+/// What was told of an object, for whoever keeps it.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) kind: Kind,
+    pub(super) name: ObjectName,
+    /// The object as [`Item::document`] has it; `None` when it is gone.
+    pub(super) document: Option<Vec<u8>>,
+}
+
+/// Changes since somebody asked last.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// What went, to be applied before what came: names and addresses may be the same.
+    pub(super) gone: Vec<Change>,
+    pub(super) came: Vec<Change>,
+    pub(super) told: Vec<Told>,
 }
 
 /// An event speaks of an object as it was before events that are known already, and whether that
@@ -114,7 +139,7 @@ impl Table {
 
     /// The server does not have the kind: there are no objects, unless some are known. Then it is
     /// an answer to be doubted, and false is returned.
-    pub(super) fn is_absent(&mut self) -> bool {
+    pub(super) fn take_as_absent(&mut self) -> bool {
         if !self.objects.is_empty() {
             return false;
         }
@@ -147,9 +172,14 @@ impl Table {
     }
 
     fn put(&mut self, item: Item) {
-        let Item { id, reading, .. } = item;
+        let Item {
+            id,
+            reading,
+            document,
+            startup_taints: _,
+        } = item;
         match reading {
-            Reading::Object(object) => self.put_object(id, *object),
+            Reading::Object(object) => self.put_object(id, *object, document),
             Reading::Unreadable {
                 finding, stand_in, ..
             } => {
@@ -158,7 +188,9 @@ impl Table {
                     .get(&id.name)
                     .is_some_and(|entry| entry.word.is_some());
                 match stand_in {
-                    Some(stand_in) if !is_known => self.put_object(id.clone(), *stand_in),
+                    Some(stand_in) if !is_known => {
+                        self.put_object(id.clone(), *stand_in, document);
+                    }
                     Some(_) | None => self.keep(&id),
                 }
                 self.find(&id.name, vec![finding]);
@@ -183,7 +215,7 @@ impl Table {
         entry.list = list;
     }
 
-    fn put_object(&mut self, id: Id, object: Object) {
+    fn put_object(&mut self, id: Id, object: Object, document: Vec<u8>) {
         self.find(&id.name, object.findings);
         let Some(change) = object.change else {
             self.keep(&id);
@@ -202,7 +234,7 @@ impl Table {
             None => before.cloned(),
         };
         if told.as_ref() != Some(&word) {
-            let now = Some(change);
+            let now = Some(Now { change, document });
             self.untold.insert(id.name.clone(), Untold { told, now });
         }
         let entry = Entry {
@@ -240,23 +272,53 @@ impl Table {
         self.faulty.values().flatten()
     }
 
-    /// What changed since this was last asked: what went into `gone`, what came into `came`.
-    /// Nothing while a list is under way: what it leaves out is not known yet.
-    pub(super) fn take_changes(&mut self, gone: &mut Vec<Change>, came: &mut Vec<Change>) {
+    /// The latest version that is known of: the next list shall not be older.
+    pub(super) fn latest(&self) -> u64 {
+        self.latest
+    }
+
+    /// True when this object was told of: a namespace with its labels.
+    pub(super) fn has_told(&self, name: &ObjectName) -> bool {
+        self.objects.contains_key(name) && !self.untold.contains_key(name)
+    }
+
+    /// Namespaces of objects that were not told yet.
+    pub(super) fn untold_namespaces(&self) -> BTreeSet<&Arc<str>> {
+        self.untold.keys().map(|name| &name.namespace).collect()
+    }
+
+    /// What changed since this was last asked, but for what came in the namespaces `held`. Nothing
+    /// while a list is under way: what it leaves out is not known yet.
+    pub(super) fn take_changes(&mut self, held: &BTreeSet<Arc<str>>, changes: &mut Changes) {
         if self.is_listing {
             return;
         }
         for (name, untold) in std::mem::take(&mut self.untold) {
+            if untold.now.is_some() && held.contains(&name.namespace) {
+                self.untold.insert(name, untold);
+                continue;
+            }
             let uid_now = match &untold.now {
-                Some(Change::Pod(pod)) => Some(&pod.uid),
+                Some(Now {
+                    change: Change::Pod(pod),
+                    ..
+                }) => Some(&pod.uid),
                 Some(_) | None => None,
             };
             if let Some(told) = untold.told
                 && (untold.now.is_none() || told.uid.as_ref() != uid_now)
             {
-                gone.extend(self.taken_back(&name, told.uid));
+                changes.gone.extend(self.taken_back(&name, told.uid));
             }
-            came.extend(untold.now);
+            let document = untold.now.map(|now| {
+                changes.came.push(now.change);
+                now.document
+            });
+            changes.told.push(Told {
+                kind: self.kind,
+                name,
+                document,
+            });
         }
     }
 
@@ -298,8 +360,8 @@ mod tests {
     }
 
     fn changes(table: &mut Table) -> Vec<String> {
-        let (mut gone, mut came) = (Vec::new(), Vec::new());
-        table.take_changes(&mut gone, &mut came);
+        let mut changes = Changes::default();
+        table.take_changes(&BTreeSet::new(), &mut changes);
         let words = |change: Change| match change {
             Change::Pod(pod) => format!("{} {} {:?}", pod.name, pod.uid.0, pod.labels),
             Change::PodGone(uid) => format!("{} gone", uid.0),
@@ -310,7 +372,12 @@ mod tests {
             | Change::Policy(_)
             | Change::PolicyGone(_) => panic!("no pod's: {change:?}"),
         };
-        gone.into_iter().chain(came).map(words).collect()
+        changes
+            .gone
+            .into_iter()
+            .chain(changes.came)
+            .map(words)
+            .collect()
     }
 
     fn list(table: &mut Table, version: u64, items: Vec<Item>) {
@@ -477,10 +544,10 @@ mod tests {
     fn a_kind_that_is_not_there_is_empty_unless_objects_of_it_are_known() {
         let mut table = Table::new(Kind::Pod);
         assert!(!table.is_listed());
-        assert!(table.is_absent() && table.is_listed());
+        assert!(table.take_as_absent() && table.is_listed());
         list(&mut table, 20, vec![pod("a", 11, "u1", "x")]);
         assert_eq!(changes(&mut table).len(), 1);
-        assert!(!table.is_absent());
+        assert!(!table.take_as_absent());
         assert_eq!(changes(&mut table), NOTHING);
     }
 }

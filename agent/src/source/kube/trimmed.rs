@@ -1,6 +1,7 @@
 //! Objects as an API server writes them, read no further than policy looks: whatever else is in
 //! them is skipped, not stored. What the fields mean is `agent_policy::manifest`'s to say, so each
-//! becomes the Kubernetes type that it takes, with all other fields empty.
+//! becomes the Kubernetes type that it takes, with all other fields empty. That is also how an object
+//! is kept on disk.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -33,6 +34,7 @@ impl From<Meta> for ObjectMeta {
             name: Some(meta.name),
             namespace: Some(meta.namespace).filter(|namespace| !namespace.is_empty()),
             uid: meta.uid,
+            resource_version: Some(meta.resource_version),
             creation_timestamp: meta.creation_timestamp,
             deletion_timestamp: meta.deletion_timestamp,
             labels: meta.labels,
@@ -239,6 +241,7 @@ impl From<NetworkPolicy> for Value {
             "metadata": {
                 "namespace": object.metadata.namespace,
                 "name": object.metadata.name,
+                "resourceVersion": object.metadata.resource_version,
                 "annotations": object.metadata.annotations.0,
             },
             "spec": object.spec,

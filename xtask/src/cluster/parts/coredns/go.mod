@@ -1,4 +1,5 @@
-// A cluster's DNS. Another version: here, then `go mod tidy`; the image's tag is in ../parts.rs.
+// A cluster's DNS. Another version: here, then `go mod tidy`; the image's tag is in ../../images.rs and
+// ../../dns.yaml.
 module picket.invalid/cluster/coredns
 
 go 1.26.0
@@ -14,9 +15,7 @@ require (
 	github.com/coredns/caddy v1.1.4-0.20250930002214-15135a999495 // indirect
 	github.com/coreos/go-systemd/v22 v22.7.0 // indirect
 	github.com/davecgh/go-spew v1.1.2-0.20180830191138-d8f796af33cc // indirect
-	github.com/dnstap/golang-dnstap v0.4.0 // indirect
 	github.com/emicklei/go-restful/v3 v3.12.2 // indirect
-	github.com/farsightsec/golang-framestream v0.3.0 // indirect
 	github.com/flynn/go-shlex v0.0.0-20150515145356-3f9db97f8568 // indirect
 	github.com/fxamacker/cbor/v2 v2.9.0 // indirect
 	github.com/go-logr/logr v1.4.4 // indirect

@@ -1,8 +1,9 @@
 // Kubernetes' programs, etcd's, and what tests run in pods.
 //
 // To move to another version: the one of k8s.io/kubernetes below, `replace`s for the modules that
-// its own go.mod replaces by ./staging (the same number after v0.), then `go mod tidy`. The
-// program's version and the test server's are in ../parts.rs.
+// its own go.mod replaces by ./staging (the same number after v0.), then `go mod tidy`. What the
+// programs say of themselves is in ../../parts.rs; the test server's tag is in ../../images.rs,
+// ../../../cluster.rs and tests/tests/cluster/namespace.rs.
 module picket.invalid/cluster/k8s
 
 go 1.26.0
