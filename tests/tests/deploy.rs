@@ -111,7 +111,7 @@ fn every_option_of_the_agent_is_an_environment_variable_too() -> Result<()> {
     let (_, options) = help.split_once("Options:").context("no options")?;
     // Each begins with its name, and its text goes on to the next one's.
     let mut options = options.split("\n      --").skip(1);
-    let without = options.find(|option| !option.contains("[env: PICKET_"));
+    let without = options.find(|option| !option.contains("[env:"));
     let name = without.and_then(|option| option.split_whitespace().next());
     ensure!(name == Some("color"), "--{name:?}: {help}");
     ensure!(options.next().is_none(), "--color is the last: {help}");

@@ -5,7 +5,8 @@ use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Outcome;
 use super::client::runtime;
@@ -62,6 +63,8 @@ impl Args {
             terminal.say("nothing was removed");
             return Ok(Outcome::No);
         }
+        // Before anything is said: who reads it may tell us to end.
+        let end = self.wait.then(End::listen).transpose()?;
         // First: no pod may wait for an agent that will not come back.
         let places = Places {
             conf: self.cni_conf_dir.clone(),
@@ -94,8 +97,8 @@ impl Args {
                 writeln!(out, "nothing is enforced on this node any more")
             }
         })?;
-        if self.wait {
-            wait_for_the_end()?;
+        if let Some(end) = end {
+            end.wait();
         }
         Ok(Outcome::Yes)
     }
@@ -117,17 +120,38 @@ impl Args {
     }
 }
 
-/// A container's first process has to listen for signals, or they do nothing.
-fn wait_for_the_end() -> anyhow::Result<()> {
-    runtime()?.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        Ok(())
-    })
+/// What tells the process to end. A container's first process has to listen, or is not told.
+struct End {
+    runtime: Runtime,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl End {
+    fn listen() -> anyhow::Result<Self> {
+        let runtime = runtime()?;
+        let (terminate, interrupt) = {
+            let _entered = runtime.enter();
+            (
+                signal(SignalKind::terminate()).context("listening for SIGTERM")?,
+                signal(SignalKind::interrupt()).context("listening for SIGINT")?,
+            )
+        };
+        Ok(Self {
+            runtime,
+            terminate,
+            interrupt,
+        })
+    }
+
+    fn wait(mut self) {
+        self.runtime.block_on(async {
+            tokio::select! {
+                _ = self.terminate.recv() => {}
+                _ = self.interrupt.recv() => {}
+            }
+        });
+    }
 }
 
 /// One line a thing.
