@@ -117,12 +117,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Whether a cluster's parts need no building.
-pub(crate) fn is_built() -> Result<bool> {
+/// Whether the parts of `group` need no building.
+pub(crate) fn is_built(group: Group) -> Result<bool> {
     if env::var_os(VARIABLE).is_some() {
         return Ok(true);
     }
-    for some in Group::All.wanted() {
+    for some in group.wanted() {
         if !some.is_built()? {
             return Ok(false);
         }

@@ -7,7 +7,7 @@ use std::process::Child;
 
 use anyhow::{Context as _, Result};
 
-use crate::cluster;
+use crate::cluster::{self, Group};
 use crate::helm;
 use crate::places;
 use crate::step::Step;
@@ -25,7 +25,7 @@ pub(super) struct Ahead {
 
 /// Starts it, if anything is missing.
 pub(super) fn start() -> Result<Option<Ahead>> {
-    if cluster::is_built()? && helm::is_built()? {
+    if cluster::is_built(Group::Api)? && helm::is_built()? {
         return Ok(None);
     }
     let log = places::target()?.join("cluster-parts.log");
@@ -34,7 +34,7 @@ pub(super) fn start() -> Result<Option<Ahead>> {
     let step = Step::new("setpriv")
         .args(["--pdeathsig", "TERM", "nice", "-n", "15"])
         .arg(xtask)
-        .args(["cluster", "parts", "--helm"]);
+        .args(["cluster", "parts", "--group", "api", "--helm"]);
     eprintln!("built beside the first tests: {}", log.display());
     let child = step.logged(file)?;
     Ok(Some(Ahead { step, child, log }))
