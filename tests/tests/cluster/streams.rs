@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,8 @@ use super::namespace::PATIENCE;
 const PACE: Duration = Duration::from_millis(20);
 /// A side that hears nothing for longer takes the connection for dead.
 const DEAD_AFTER: Duration = Duration::from_secs(20);
+/// Fewer attempts prove nothing.
+const FEWEST: usize = 5;
 /// How long a forbidden connection is waited for.
 const REFUSED_AFTER: Duration = Duration::from_millis(300);
 
@@ -108,34 +110,47 @@ fn listen(mut from: TcpStream, heard: &AtomicBool) -> Result<Duration> {
 /// Somebody who tries a forbidden connection again and again.
 pub(crate) struct Attempts {
     stop: Arc<AtomicBool>,
-    tries: JoinHandle<Result<usize>>,
+    made: Arc<AtomicUsize>,
+    thread: JoinHandle<Result<()>>,
 }
 
 impl Attempts {
     /// From a pod to an address that it must not reach.
     pub(crate) fn begin(from: Process, to: SocketAddr) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let tries = from.inside({
-            let stop = Arc::clone(&stop);
+        let made = Arc::new(AtomicUsize::new(0));
+        let thread = from.inside({
+            let (stop, made) = (Arc::clone(&stop), Arc::clone(&made));
             move || {
-                let mut tries = 0;
                 while !stop.load(Ordering::Relaxed) {
                     if TcpStream::connect_timeout(&to, REFUSED_AFTER).is_ok() {
-                        bail!("after {tries} refused attempts {to} was reached");
+                        let before = made.load(Ordering::Relaxed);
+                        bail!("after {before} refused attempts {to} was reached");
                     }
-                    tries += 1;
+                    made.fetch_add(1, Ordering::Relaxed);
                     // Refused at once where a route is missing.
                     std::thread::park_timeout(PACE);
                 }
-                Ok(tries)
+                Ok(())
             }
         })?;
-        Ok(Self { stop, tries })
+        Ok(Self { stop, made, thread })
     }
 
-    /// How many there were; an error when one succeeded.
+    /// How many there were, and some more; an error when one succeeded.
     pub(crate) fn end(self) -> Result<usize> {
+        let enough = self.made.load(Ordering::Relaxed) + FEWEST;
+        let waited = wait_until("more attempts", PATIENCE, || {
+            let ended = self.thread.is_finished();
+            ensure!(
+                ended || self.made.load(Ordering::Relaxed) >= enough,
+                "too few"
+            );
+            Ok(())
+        });
         self.stop.store(true, Ordering::Relaxed);
-        join(self.tries)
+        join(self.thread)?;
+        waited?;
+        Ok(self.made.load(Ordering::Relaxed))
     }
 }
