@@ -209,7 +209,7 @@ impl Mirror {
     /// time.
     pub(super) fn take_batch(&mut self, noticed: Instant) -> Option<(Batch, Vec<Told>)> {
         let was_complete = self.is_complete;
-        self.is_complete |= self.tables.values().all(Table::is_listed);
+        self.is_complete |= self.tables.values().all(Table::is_settled);
         // Half-knowledge must not be the first word: see `Batch`.
         let found = if self.is_complete {
             self.take_changes()
@@ -469,6 +469,19 @@ mod tests {
         assert!(batch.is_complete);
         assert_eq!(batch.changes.len(), 2);
         assert!(mirror.take_batch(Instant::now()).is_none(), "it was told");
+    }
+
+    #[test]
+    fn the_first_batch_waits_for_a_list_that_is_under_way_again() {
+        let mut mirror = Mirror::new("https://api");
+        let policies = [News::ListBegins, News::ListEnds(5), News::ListBegins];
+        hear(&mut mirror, Kind::NetworkPolicy, policies.into());
+        for kind in [Kind::Namespace, Kind::Node, Kind::Pod] {
+            list(&mut mirror, kind, Vec::new());
+        }
+        assert!(mirror.take_batch(Instant::now()).is_none(), "no policies");
+        hear(&mut mirror, Kind::NetworkPolicy, vec![News::ListEnds(6)]);
+        assert!(mirror.take_batch(Instant::now()).unwrap().0.is_complete);
     }
 
     #[test]

@@ -107,9 +107,10 @@ impl Table {
         }
     }
 
-    /// True once a whole list was here, or the kind was found not to exist.
-    pub(super) fn is_listed(&self) -> bool {
-        self.is_listed
+    /// True when a whole list was here, or the kind was found not to exist, and no other is under
+    /// way: everything that is known can be told.
+    pub(super) fn is_settled(&self) -> bool {
+        self.is_listed && !self.is_listing
     }
 
     /// A list begins, perhaps in the place of one that has failed: until its end, nothing is told.
@@ -543,8 +544,8 @@ mod tests {
     #[test]
     fn a_kind_that_is_not_there_is_empty_unless_objects_of_it_are_known() {
         let mut table = Table::new(Kind::Pod);
-        assert!(!table.is_listed());
-        assert!(table.take_as_absent() && table.is_listed());
+        assert!(!table.is_settled());
+        assert!(table.take_as_absent() && table.is_settled());
         list(&mut table, 20, vec![pod("a", 11, "u1", "x")]);
         assert_eq!(changes(&mut table).len(), 1);
         assert!(!table.take_as_absent());
