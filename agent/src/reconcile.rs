@@ -100,7 +100,7 @@ pub struct View<'a> {
 impl View<'_> {
     /// Why not all that is here is enforced; nothing when it is.
     pub fn wanting(&self) -> Option<String> {
-        readiness::wanting(self.phase, self.plans, self.endpoints)
+        readiness::wanting(self.phase, self.plans, self.endpoints, self.unclaimed)
     }
 }
 
@@ -153,6 +153,8 @@ pub struct Unclaimed {
     /// It came after the first look: our programs are on it, and the posture decides. Otherwise it
     /// is left alone.
     pub is_enclosed: bool,
+    /// Why our programs are not on it although they should be: it is open.
+    pub error: Option<String>,
 }
 
 /// A local pod that is not enforced.

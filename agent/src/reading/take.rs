@@ -394,7 +394,7 @@ fn unclaimed(unclaimed: &Unclaimed, posture: Posture) -> dto::Unclaimed {
             .as_ref()
             .map(|sandbox| sandbox.pod.to_string()),
         enclosed: unclaimed.is_enclosed,
-        open: !unclaimed.is_enclosed || posture == Posture::Open,
+        open: !unclaimed.is_enclosed || unclaimed.error.is_some() || posture == Posture::Open,
     }
 }
 

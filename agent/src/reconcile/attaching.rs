@@ -217,6 +217,14 @@ impl Reconciler {
         self.mark_published();
     }
 
+    /// Says of interfaces that should be enclosed why they are not.
+    pub(super) fn note_those_left_open(&mut self) {
+        for each in self.unclaimed.iter_mut().filter(|each| each.is_enclosed) {
+            let failed = self.unattached.get(&each.interface.ifindex);
+            each.error = failed.cloned().flatten();
+        }
+    }
+
     /// Attaches programs to interfaces whose connections the kernel may know; returns how many it
     /// did.
     pub(super) fn attach_adopting(&mut self, due: &[IfIndex]) -> usize {

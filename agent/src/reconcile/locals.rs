@@ -436,6 +436,7 @@ impl Locals {
             .map(|interface| Unclaimed {
                 interface: interface.clone(),
                 is_enclosed: self.enclosed.contains(&interface.ifindex),
+                error: None,
             })
             .filter(|each| each.is_enclosed || !each.interface.addresses.is_empty())
             .collect()

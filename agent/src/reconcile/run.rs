@@ -203,7 +203,9 @@ impl Reconciler {
                 }
             }
             self.reconcile();
-            let now = readiness::wanting(self.phase(), &self.plans, &self.endpoints).is_none();
+            let wanting =
+                readiness::wanting(self.phase(), &self.plans, &self.endpoints, &self.unclaimed);
+            let now = wanting.is_none();
             tells
                 .is_ready
                 .send_if_modified(|was| std::mem::replace(was, now) != now);
@@ -286,6 +288,7 @@ impl Reconciler {
         self.report_unenforced();
         self.write();
         self.attach_those_with_rows();
+        self.note_those_left_open();
         self.leave_other_layouts();
         self.newcomers
             .arrive(&self.endpoints, &mut self.plans.first_enforced);
@@ -328,6 +331,7 @@ impl Reconciler {
         }
         self.unclaimed = self.locals.unclaimed();
         self.attach_those_with_rows();
+        self.note_those_left_open();
     }
 
     /// When something is due although no event came.

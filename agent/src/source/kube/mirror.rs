@@ -286,8 +286,9 @@ impl Mirror {
         let objects = self.tables.values().flat_map(Table::findings);
         let (errors, warnings): (Vec<&Finding>, Vec<&Finding>) =
             objects.partition(|finding| finding.severity == Severity::Error);
-        let left_out =
-            (findings.len() + errors.len() + warnings.len()).saturating_sub(MAX_FINDINGS);
+        let all = findings.len() + errors.len() + warnings.len();
+        let besides: usize = self.tables.values().map(Table::faulty_besides).sum();
+        let left_out = all.saturating_sub(MAX_FINDINGS) + besides;
         findings.extend(errors.into_iter().chain(warnings).cloned());
         findings.truncate(MAX_FINDINGS);
         if left_out > 0 {
@@ -552,5 +553,19 @@ mod tests {
         let said = |at: usize| said[at].to_string();
         assert!(said(0).contains("does not answer"), "{}", said(0));
         assert!(said(MAX_FINDINGS).contains(": 1 more faults"));
+        // Those that there was no room for are counted until they are mended or gone.
+        let besides = (0..500).map(|n| News::Put(at(10 + n, pod(&format!("more-{n}"), &json!(n)))));
+        hear(&mut mirror, Kind::Pod, besides.collect());
+        let mended = at(1000, pod("more-0", &json!("web")));
+        hear(&mut mirror, Kind::Pod, vec![News::Put(mended)]);
+        let said = mirror.take_batch(Instant::now()).unwrap().0.findings;
+        let last = said.last().unwrap().to_string();
+        assert!(last.contains(": 500 more faults"), "{last}");
+    }
+
+    /// The same object at another version.
+    fn at(version: u64, mut item: Item) -> Item {
+        item.id.version = version;
+        item
     }
 }

@@ -3,7 +3,7 @@
 //! Objects themselves are not kept, whoever is told of them has them: of each there is its name and
 //! a digest of what was last said of it, enough to know that a list or an event says nothing new.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::super::object::{Kind, Object, Reading};
 use super::super::store::uid_of;
 use super::kinds::{Id, Item};
 
-/// Objects whose findings are kept: who mends these is told of the others next.
+/// Objects whose findings are kept; of others it is known that there are some.
 const MAX_FAULTY: usize = 1000;
 
 /// See the module.
@@ -32,6 +32,8 @@ pub(super) struct Table {
     is_listing: bool,
     is_listed: bool,
     faulty: BTreeMap<ObjectName, Vec<Finding>>,
+    /// Those with findings that are not kept.
+    faulty_besides: HashSet<ObjectName>,
 }
 
 /// An object that there is.
@@ -104,6 +106,7 @@ impl Table {
             is_listing: false,
             is_listed: false,
             faulty: BTreeMap::new(),
+            faulty_besides: HashSet::new(),
         }
     }
 
@@ -248,6 +251,7 @@ impl Table {
 
     fn remove(&mut self, name: &ObjectName) {
         self.faulty.remove(name);
+        self.faulty_besides.remove(name);
         let Some(entry) = self.objects.remove(name) else {
             return;
         };
@@ -261,11 +265,19 @@ impl Table {
     }
 
     fn find(&mut self, name: &ObjectName, findings: Vec<Finding>) {
+        self.faulty_besides.remove(name);
         if findings.is_empty() {
             self.faulty.remove(name);
         } else if self.faulty.len() < MAX_FAULTY || self.faulty.contains_key(name) {
             self.faulty.insert(name.clone(), findings);
+        } else {
+            self.faulty_besides.insert(name.clone());
         }
+    }
+
+    /// How many objects are faulty besides those whose findings are kept.
+    pub(super) fn faulty_besides(&self) -> usize {
+        self.faulty_besides.len()
     }
 
     /// What is wrong with objects now.
