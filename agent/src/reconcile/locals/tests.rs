@@ -79,6 +79,11 @@ impl Join {
     }
 
     fn see_vanish(&mut self, interfaces: &[(u32, &[&str])], gone: &[u32]) -> Vec<String> {
+        self.sight(interfaces, gone);
+        self.decide()
+    }
+
+    fn sight(&mut self, interfaces: &[(u32, &[&str])], gone: &[u32]) {
         let interface = |(index, addresses): &(u32, &[&str])| Interface {
             ifindex: IfIndex(*index),
             name: format!("veth{index}"),
@@ -104,7 +109,6 @@ impl Join {
             unreachable: Vec::new(),
             noticed: Instant::now(),
         });
-        self.decide()
     }
 
     fn decide(&mut self) -> Vec<String> {
@@ -390,6 +394,48 @@ fn an_interface_that_seemed_to_be_anothers_is_enclosed_until_its_own_pod_is_know
     join.made_for(7, "a", "u-a", "10.0.0.1");
     assert_eq!(join.see(&[(7, &["10.0.0.1"])]), ["7 enclosed"]);
     assert_eq!(join.add(pod("u-a", "10.0.0.1", "")), ["7 is u-a"]);
+}
+
+#[test]
+fn a_static_pods_interface_that_seemed_to_be_anothers_is_enclosed_until_its_mirror_is_known() {
+    let mut join = Join::new(None);
+    join.see(&[]);
+    join.add(pod("old", "10.0.0.1", ""));
+    assert_eq!(join.see(&[(7, &["10.0.0.1"])]), ["7 is old new"]);
+    // The kubelet's own word for a static pod has no dashes.
+    join.made_for(7, "static", "0123abcd", "10.0.0.1");
+    assert_eq!(join.see(&[(7, &["10.0.0.1"])]), ["7 enclosed"]);
+    join.remove("old");
+    assert_eq!(
+        join.add(pod("static", "10.0.0.1", "")),
+        ["7 is static"],
+        "its mirror has its name"
+    );
+    join.remove("static");
+    assert_eq!(join.see(&[]), ["7 removed"]);
+}
+
+#[test]
+fn interfaces_that_come_before_objects_are_known_are_enclosed_once() {
+    let mut join = Join::new(None);
+    let sight = |join: &mut Join, interfaces: &[(u32, &[&str])]| {
+        // Nothing is decided yet.
+        join.sight(interfaces, &[]);
+        let enclosed = join.locals.enclose_newcomers();
+        enclosed
+            .iter()
+            .map(|each| each.ifindex.0)
+            .collect::<Vec<_>>()
+    };
+    let old: (u32, &[&str]) = (5, &["10.0.0.5"]);
+    assert!(sight(&mut join, &[old]).is_empty(), "it was there before");
+    assert_eq!(sight(&mut join, &[old, (7, &["10.0.0.7"])]), [7]);
+    assert!(
+        sight(&mut join, &[old, (7, &["10.0.0.7"])]).is_empty(),
+        "it is enclosed"
+    );
+    assert_eq!(join.decide(), [""; 0], "its pod is not known");
+    assert_eq!(join.add(pod("new", "10.0.0.7", "")), ["7 is new new"]);
 }
 
 #[test]
