@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use tests::api_server::ApiServer;
 use tests::lab::agent::{self, Agent, run_picket};
 use tests::lab::{Lab, wait_until};
+use tokio::runtime::Runtime;
 
 use super::world::Admin;
 
@@ -30,22 +31,47 @@ pub(crate) fn wait_reach(lab: &Lab, expected: (bool, bool)) -> Result<()> {
     .with_context(|| format!("the agent said:\n{}", agent::log()))
 }
 
+/// Pods api, web and other in a lab, known to an API server; nothing is enforced yet.
+pub(crate) struct Scene {
+    pub(crate) admin: Admin,
+    pub(crate) runtime: Runtime,
+    pub(crate) server: ApiServer,
+    pub(crate) lab: Lab,
+}
+
+impl Scene {
+    pub(crate) fn set() -> Result<Self> {
+        let mut lab = Lab::enter()?;
+        let server = ApiServer::start()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        let admin = Admin {
+            client: runtime.block_on(server.client())?,
+        };
+        runtime.block_on(admin.namespace("shop"))?;
+        for (number, name) in (1_u8..).zip(["api", "web", "other"]) {
+            lab.add_pod(&format!("shop/{name}"), &[address(number)])?;
+            runtime.block_on(admin.pod(name, name, &address(number).to_string()))?;
+        }
+        Ok(Self {
+            admin,
+            runtime,
+            server,
+            lab,
+        })
+    }
+}
+
 #[test]
 fn what_the_api_says_is_on_packets_and_stays_there_while_it_is_silent() -> Result<()> {
-    let mut lab = Lab::enter()?;
-    let mut server = ApiServer::start()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()?;
-    let admin = Admin {
-        client: runtime.block_on(server.client())?,
-    };
-    runtime.block_on(admin.namespace("shop"))?;
-    for (number, name) in (1_u8..).zip(["api", "web", "other"]) {
-        lab.add_pod(&format!("shop/{name}"), &[address(number)])?;
-        runtime.block_on(admin.pod(name, name, &address(number).to_string()))?;
-    }
+    let Scene {
+        admin,
+        runtime,
+        mut server,
+        lab,
+    } = Scene::set()?;
     let agent = Agent::start_on_api(&server.kubeconfig()?)?;
     let _api = lab.serve("shop/api", PORTS)?;
     wait_reach(&lab, (true, true))?;

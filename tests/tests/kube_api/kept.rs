@@ -2,11 +2,10 @@
 
 use anyhow::{Context as _, Result, ensure};
 use tests::lab::agent::{Agent, STATE, run_picket};
-use tests::lab::{Lab, wait_until};
+use tests::lab::wait_until;
 
-use super::enforced::{PORTS, WITHIN, address, wait_reach};
-use super::world::{Admin, Listener};
-use tests::api_server::ApiServer;
+use super::enforced::{PORTS, Scene, WITHIN, address, wait_reach};
+use super::world::Listener;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_known_is_known_again_and_then_what_changed() -> Result<()> {
@@ -63,20 +62,12 @@ async fn an_api_that_answers_is_asked_and_not_the_disk() -> Result<()> {
 
 #[test]
 fn an_agent_that_starts_without_an_api_repairs_and_enforces() -> Result<()> {
-    let mut lab = Lab::enter()?;
-    let mut server = ApiServer::start()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()?;
-    let admin = Admin {
-        client: runtime.block_on(server.client())?,
-    };
-    runtime.block_on(admin.namespace("shop"))?;
-    for (number, name) in (1_u8..).zip(["api", "web", "other"]) {
-        lab.add_pod(&format!("shop/{name}"), &[address(number)])?;
-        runtime.block_on(admin.pod(name, name, &address(number).to_string()))?;
-    }
+    let Scene {
+        admin,
+        runtime,
+        mut server,
+        mut lab,
+    } = Scene::set()?;
     runtime.block_on(admin.admit("allow", "web"))?;
     let agent = Agent::start_on_api(&server.kubeconfig()?)?;
     {
