@@ -20,7 +20,7 @@ use tests::lab::wait_until;
 
 const PORTS: &[(Protocol, u16)] = &[(Protocol::TCP, 8080)];
 /// How long the agent may take to say what it noticed, on a machine that does other things, too.
-const SAID_WITHIN: Duration = Duration::from_mins(1);
+const SAID_WITHIN: Duration = Duration::from_mins(3);
 /// A regular file that nobody can read, not even root.
 const UNREADABLE: &str = "/proc/self/mem";
 
@@ -186,8 +186,8 @@ fn a_policy_too_large_for_an_api_server_stays_what_it_was() -> Result<()> {
     let mut stage = Stage::open(&cluster())?;
     let _servers = stage.lab.serve("shop/api", PORTS)?;
     stage.apply("policy.yaml", &admits("web"))?;
-    // Ten MiB of ports, and everybody in.
-    let ports = "{port: 8080}, ".repeat(750_000);
+    // Four MiB of ports, and everybody in.
+    let ports = "{port: 8080}, ".repeat(300_000);
     let spec = format!("{{podSelector: {{}}, ingress: [{{ports: [{ports}]}}]}}");
     stage
         .lab
