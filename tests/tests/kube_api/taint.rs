@@ -252,8 +252,11 @@ async fn the_policy_of_deploy_admits_that_and_no_other_change_of_a_node() -> Res
     grant(&server)?;
     let nodes = Nodes::of(&admin);
     let all = [ours("NoExecute"), another("example.com/first")];
-    nodes.register("n1", &all).await?;
-    nodes.register("n2", &all).await?;
+    for name in ["n1", "n2"] {
+        nodes.register(name, &[]).await?;
+        // The server has given it a taint of its own, which nobody here may take away.
+        nodes.taint(name, &all).await?;
+    }
     let file = Kubeconfig::read_from(agents_kubeconfig(&server, "n1")?)?;
     let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
     let agents: Api<Node> = Api::all(Client::try_from(config)?);
