@@ -68,6 +68,14 @@ impl Process {
             .any(|each| each == variable.as_bytes())
     }
 
+    /// Whether this is one of its arguments.
+    pub(crate) fn was_told(self, argument: &str) -> bool {
+        let words = fs::read(self.file("cmdline")).unwrap_or_default();
+        words
+            .split(|byte| *byte == 0)
+            .any(|word| word == argument.as_bytes())
+    }
+
     pub(crate) fn signal(self, signal: Signal) -> Result<()> {
         kill(self.0, signal).with_context(|| format!("sending {signal} to {}", self.0))
     }

@@ -12,6 +12,7 @@
 mod first_act;
 mod host;
 mod namespace;
+mod node;
 mod probes;
 mod reach;
 mod starts;

@@ -74,13 +74,22 @@ impl Namespace {
     }
 
     pub(crate) fn kubectl(&self, args: &[&str]) -> Result<String> {
-        let namespace = ["--namespace", self.name.as_str()];
-        kubectl(&[&namespace, args].concat(), "")
+        self.kubectl_with(args, "")
     }
 
     pub(crate) fn apply(&self, object: &Value) -> Result<()> {
-        let apply = ["--namespace", self.name.as_str(), "apply", "-f", "-"];
-        kubectl(&apply, &object.to_string()).map(drop)
+        self.kubectl_with(&["apply", "-f", "-"], &object.to_string())
+            .map(drop)
+    }
+
+    /// The same, with something to read.
+    pub(crate) fn kubectl_with(&self, args: &[&str], input: &str) -> Result<String> {
+        let namespace = ["--namespace", self.name.as_str()];
+        kubectl(&[&namespace, args].concat(), input)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// Several at once.
@@ -231,13 +240,18 @@ impl Drop for Namespace {
 
 /// kubectl, as the administrator of the cluster that is tested. It is one of the cluster's parts, or,
 /// where the cluster was not made of any, on the PATH.
-pub(crate) fn kubectl(args: &[&str], input: &str) -> Result<String> {
+pub(crate) fn kubectl_command() -> Result<Command> {
     ensure!(
         env::var_os("KUBECONFIG").is_some(),
         "these tests need a cluster: `cargo xtask test e2e` starts one for them"
     );
     let parts = env::var_os(PARTS).map(PathBuf::from).unwrap_or_default();
-    let mut child = Command::new(parts.join("kubectl"))
+    Ok(Command::new(parts.join("kubectl")))
+}
+
+/// What it prints.
+pub(crate) fn kubectl(args: &[&str], input: &str) -> Result<String> {
+    let mut child = kubectl_command()?
         .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
