@@ -11,6 +11,7 @@ pub mod api_server;
 pub mod bench;
 pub mod cpu;
 pub mod demo;
+pub mod deploy;
 pub mod dice;
 pub mod lab;
 pub mod machine;

@@ -10,17 +10,12 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use tests::api_server::{ApiServer, PARTS};
+use tests::deploy::{Overlay, deploy};
 
 /// The Helm that renders the chart.
 const HELM: &str = "PICKET_HELM";
 /// Whom the agent is to the server.
 const ACCOUNT: &str = "system:serviceaccount:picket-system:picket";
-
-fn deploy(part: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../deploy")
-        .join(part)
-}
 
 /// A server, and what talks to it.
 struct Cluster {
@@ -159,14 +154,15 @@ fn every_component_is_accepted_and_adds_only_what_it_says() -> Result<()> {
     cluster.apply("-f", &deploy("picket.yaml"))?;
     let agent = |set: &Value| set["template"]["spec"]["containers"][0].clone();
     let plain = agent(&cluster.daemon_set()?);
-    let all = Overlay::of(&[
+    let all = [
         "cni-plugin",
         "linux-5.10",
         "metrics",
         "reset-on-cut",
         "startup-taint",
-    ])?;
-    cluster.apply("-k", &all.0)?;
+    ];
+    let all = Overlay::of(&all, &[])?;
+    cluster.apply("-k", all.path())?;
     let mut changed = agent(&cluster.daemon_set()?);
     let environment = changed["env"].as_array().context("no environment")?;
     let at = |name: &str| environment.iter().position(|one| one["name"] == name);
@@ -345,39 +341,5 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         // Gone already is what is wanted.
         drop(fs::remove_file(&self.0));
-    }
-}
-
-/// A Kustomize overlay as somebody would write one, with these components.
-struct Overlay(PathBuf);
-
-impl Overlay {
-    fn of(components: &[&str]) -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("picket-overlay-{}", std::process::id()));
-        let overlay = Self(path.join("own"));
-        fs::create_dir_all(&overlay.0)?;
-        // Kustomize takes directories by relative paths only.
-        std::os::unix::fs::symlink(deploy("kustomize").canonicalize()?, path.join("kustomize"))?;
-        let components: Vec<String> = components
-            .iter()
-            .map(|name| format!("../kustomize/components/{name}"))
-            .collect();
-        let kustomization = serde_json::json!({
-            "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
-            "resources": ["../kustomize/base"], "components": components,
-        });
-        fs::write(
-            overlay.0.join("kustomization.yaml"),
-            kustomization.to_string(),
-        )?;
-        Ok(overlay)
-    }
-}
-
-impl Drop for Overlay {
-    fn drop(&mut self) {
-        if let Some(path) = self.0.parent() {
-            drop(fs::remove_dir_all(path));
-        }
     }
 }

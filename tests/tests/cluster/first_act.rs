@@ -39,7 +39,7 @@ fn pod(name: &str, role: &str, node: &str, args: &[&str]) -> Value {
 }
 
 /// Servers on one node: one that policy isolates, one that it does not.
-fn servers(namespace: &Namespace, node: &str) -> Result<()> {
+pub(crate) fn servers(namespace: &Namespace, node: &str) -> Result<()> {
     let mut objects = Vec::new();
     for (number, spec) in policies().as_array().into_iter().flatten().enumerate() {
         objects.push(json!({
@@ -54,7 +54,7 @@ fn servers(namespace: &Namespace, node: &str) -> Result<()> {
 }
 
 /// The first address of a server that runs.
-fn address(namespace: &Namespace, role: &str) -> Result<String> {
+pub(crate) fn address(namespace: &Namespace, role: &str) -> Result<String> {
     wait_until(&format!("{role} to be ready"), PATIENCE, || {
         let pods = namespace.pods_with(&format!("role={role}"))?;
         let status = &pods.first().map_or(&Value::Null, |pod| &pod["status"]);
@@ -65,7 +65,7 @@ fn address(namespace: &Namespace, role: &str) -> Result<String> {
 }
 
 /// How the pods ended whose only act is to connect, by the words they left.
-fn ends(
+pub(crate) fn ends(
     namespace: &Namespace,
     role: &str,
     node: &str,

@@ -61,6 +61,11 @@ impl Process {
         format!("/proc/{}/{name}", self.0).into()
     }
 
+    /// A file as it is where the process runs.
+    pub(crate) fn path(self, file: &str) -> PathBuf {
+        format!("/proc/{}/root{file}", self.0).into()
+    }
+
     fn has(self, variable: &str) -> bool {
         let environment = fs::read(self.file("environ")).unwrap_or_default();
         environment

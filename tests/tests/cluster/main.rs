@@ -9,6 +9,8 @@
     reason = "what a JSON value does not have is null there"
 )]
 
+mod cni_plugin;
+mod deployment;
 mod first_act;
 mod host;
 mod namespace;

@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tests::lab::wait_until;
 
+use super::deployment;
 use super::host::{self, Process, join};
 use super::namespace::{Fate, Namespace, PATIENCE, kubectl};
 use super::streams::{Attempts, Speaker, Stream};
@@ -156,14 +157,6 @@ fn end_attempts(attempts: Vec<Attempts>, during: &str) -> Result<()> {
     Ok(())
 }
 
-fn picket(args: &[&str]) -> Result<String> {
-    kubectl(&[&["--namespace", "picket-system"], args].concat(), "")
-}
-
-fn rolled_out() -> Result<()> {
-    picket(&["rollout", "status", "daemonset/picket", "--timeout=180s"]).map(drop)
-}
-
 /// The agents, one a node.
 fn agents() -> Result<Vec<Process>> {
     host::running("picket")
@@ -226,8 +219,7 @@ impl Drop for Silence {
 fn a_rollout_disturbs_no_stream_and_opens_nothing() -> Result<()> {
     let mut scene = Scene::set("rollout")?;
     let traffic = scene.begin()?;
-    picket(&["rollout", "restart", "daemonset/picket"])?;
-    rolled_out()?;
+    deployment::restart()?;
     traffic.end("a rollout")?;
     scene.admit_everything()
 }
@@ -291,24 +283,14 @@ fn uninstalling_and_installing_break_no_connection() -> Result<()> {
     let mut scene = Scene::set("install")?;
     let traffic = scene.begin()?;
     end_attempts(traffic.attempts, "before uninstalling")?;
-    let deploy = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy");
-    kubectl(
-        &[
-            "apply",
-            "-k",
-            &format!("{deploy}/kustomize/overlays/uninstall"),
-        ],
-        "",
-    )?;
-    rolled_out()?;
+    deployment::uninstall()?;
     scene.namespace.all_become(&scene.ways, &Fate::Connected)?;
     // Opened where nothing is enforced, allowed when something is.
     let mut streams = traffic.streams;
     let client = scene.clients.first().context("a client")?.clone();
     let server = scene.servers.last().context("a server")?.clone();
     streams.push(scene.stream(&client, &server)?);
-    kubectl(&["apply", "-f", &format!("{deploy}/picket.yaml")], "")?;
-    rolled_out()?;
+    deployment::install()?;
     scene.namespace.all_become(&scene.ways, &Fate::TimedOut)?;
     let attempts = scene.attempt()?;
     end_attempts(attempts, "Picket was installed")?;

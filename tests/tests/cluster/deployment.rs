@@ -1,0 +1,62 @@
+//! Picket as the cluster has it: installed as it is, with components, and taken out again.
+
+use anyhow::{Context as _, Result};
+use tests::deploy::{Overlay, deploy};
+
+use super::namespace::kubectl;
+
+fn apply(how: &str, what: &str) -> Result<()> {
+    kubectl(&["apply", how, what], "")?;
+    rolled_out()
+}
+
+fn path(part: &str) -> Result<String> {
+    let path = deploy(part).into_os_string().into_string().ok();
+    path.with_context(|| format!("{part}: its path is not UTF-8"))
+}
+
+fn picket(args: &[&str]) -> Result<String> {
+    kubectl(&[&["--namespace", "picket-system"], args].concat(), "")
+}
+
+fn rolled_out() -> Result<()> {
+    picket(&["rollout", "status", "daemonset/picket", "--timeout=180s"]).map(drop)
+}
+
+/// Other agents of the same version.
+pub(crate) fn restart() -> Result<()> {
+    picket(&["rollout", "restart", "daemonset/picket"])?;
+    rolled_out()
+}
+
+/// As `deploy/picket.yaml` has it, which all other tests expect.
+pub(crate) fn install() -> Result<()> {
+    apply("-f", &path("picket.yaml")?)
+}
+
+/// Out of every node's kernel and network; what waits in the agents' place stays.
+pub(crate) fn uninstall() -> Result<()> {
+    apply("-k", &path("kustomize/overlays/uninstall")?)
+}
+
+/// An installation with components, until the value goes: then it is again what others expect.
+pub(crate) struct Changed {
+    overlay: Overlay,
+}
+
+impl Changed {
+    pub(crate) fn to(components: &[&str], environment: &[(&str, &str)]) -> Result<Self> {
+        let overlay = Overlay::of(components, environment)?;
+        let changed = Self { overlay };
+        apply("-k", &changed.overlay.path().to_string_lossy())?;
+        Ok(changed)
+    }
+}
+
+impl Drop for Changed {
+    fn drop(&mut self) {
+        // A test that fails because of the installation shall not take the others with it.
+        drop(uninstall());
+        drop(install());
+    }
+}
