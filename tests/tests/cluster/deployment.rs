@@ -1,6 +1,10 @@
 //! Picket as the cluster has it: installed as it is, with components, and taken out again.
 
-use anyhow::{Context as _, Result};
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
 use tests::deploy::{Overlay, deploy};
 
 use super::namespace::kubectl;
@@ -39,6 +43,18 @@ pub(crate) fn uninstall() -> Result<()> {
     apply("-k", &path("kustomize/overlays/uninstall")?)
 }
 
+/// Asks the agent of this network namespace's node.
+pub(crate) fn is_ready() -> Result<()> {
+    let agent = SocketAddr::from(([127, 0, 0, 1], 9911));
+    let mut stream = TcpStream::connect_timeout(&agent, Duration::from_secs(1))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1.0 200"), "{answer}");
+    Ok(())
+}
+
 /// An installation with components, until the value goes: then it is again what others expect.
 pub(crate) struct Changed {
     overlay: Overlay,
@@ -57,6 +73,12 @@ impl Drop for Changed {
     fn drop(&mut self) {
         // A test that fails because of the installation shall not take the others with it.
         drop(uninstall());
+        let of_components = ["delete", "--ignore-not-found", "-k"];
+        let overlay = self.overlay.path().to_string_lossy();
+        drop(kubectl(
+            &[of_components.as_slice(), &[&*overlay]].concat(),
+            "",
+        ));
         drop(install());
     }
 }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::thread;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -45,19 +45,27 @@ pub(crate) fn one_with(program: &str, variable: &str) -> Result<Process> {
     }
 }
 
-/// The process that holds a pod's network namespace for its containers.
-pub(crate) fn sandbox_of(container: Process) -> Result<Process> {
-    let namespace = fs::read_link(container.file("ns/net"))?;
-    let mut found = running("pause")?;
-    found.retain(|process| fs::read_link(process.file("ns/net")).ok().as_ref() == Some(&namespace));
+/// A node's kubelet.
+pub(crate) fn kubelet_of(node: &str) -> Result<Process> {
+    let named = format!("--hostname-override={node}");
+    let mut found = running("kubelet")?;
+    found.retain(|process| {
+        let words = process.words("cmdline").unwrap_or_default();
+        words.contains(&named)
+    });
     match found[..] {
         [one] => Ok(one),
-        _ => bail!("{} processes hold {}", found.len(), namespace.display()),
+        _ => bail!("{} kubelets were told {named}", found.len()),
     }
 }
 
+/// The process that holds a pod's network namespace for its containers.
+pub(crate) fn sandbox_of(container: Process) -> Result<Process> {
+    container.beside("pause")
+}
+
 impl Process {
-    fn file(self, name: &str) -> PathBuf {
+    pub(crate) fn file(self, name: &str) -> PathBuf {
         format!("/proc/{}/{name}", self.0).into()
     }
 
@@ -73,12 +81,41 @@ impl Process {
             .any(|each| each == variable.as_bytes())
     }
 
-    /// Whether this is one of its arguments.
-    pub(crate) fn was_told(self, argument: &str) -> bool {
-        let words = fs::read(self.file("cmdline")).unwrap_or_default();
-        words
+    /// Its arguments (`cmdline`) or its environment (`environ`); an error when it has ended.
+    pub(crate) fn words(self, what: &str) -> Result<Vec<String>> {
+        let path = self.file(what);
+        let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        let words = bytes
             .split(|byte| *byte == 0)
-            .any(|word| word == argument.as_bytes())
+            .filter(|word| !word.is_empty());
+        let words: Vec<String> = words
+            .map(|word| String::from_utf8_lossy(word).into_owned())
+            .collect();
+        ensure!(!words.is_empty(), "{}: it has ended", path.display());
+        Ok(words)
+    }
+
+    /// The only process of a program in the same network namespace.
+    pub(crate) fn beside(self, program: &str) -> Result<Self> {
+        let namespace = fs::read_link(self.file("ns/net"))?;
+        let is_here = |process: &Self| {
+            fs::read_link(process.file("ns/net")).ok().as_ref() == Some(&namespace)
+        };
+        let mut found = running(program)?;
+        found.retain(is_here);
+        match found[..] {
+            [one] => Ok(one),
+            _ => bail!(
+                "{} of {program} are in {}",
+                found.len(),
+                namespace.display()
+            ),
+        }
+    }
+
+    /// Its number.
+    pub(crate) fn id(self) -> String {
+        self.0.to_string()
     }
 
     pub(crate) fn signal(self, signal: Signal) -> Result<()> {

@@ -9,6 +9,7 @@
     reason = "what a JSON value does not have is null there"
 )]
 
+mod boot;
 mod cni_plugin;
 mod deployment;
 mod first_act;

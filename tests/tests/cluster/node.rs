@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Child, ChildStdout, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::lab::wait_until;
 
@@ -148,17 +148,6 @@ fn port_forward_exec_and_logs_bring_real_bytes_from_an_isolated_pod() -> Result<
     Ok(())
 }
 
-/// A process of a node, in its network namespace.
-fn kubelet_of(node: &str) -> Result<Process> {
-    let named = format!("--hostname-override={node}");
-    let mut all = host::running("kubelet")?;
-    all.retain(|process| process.was_told(&named));
-    match all[..] {
-        [one] => Ok(one),
-        _ => bail!("{} kubelets were told {named}", all.len()),
-    }
-}
-
 fn connects(from: Process, to: SocketAddr) -> Result<()> {
     join(from.inside(move || {
         TcpStream::connect_timeout(&to, TIMEOUT)
@@ -172,7 +161,7 @@ fn the_pods_own_node_reaches_it_and_another_only_as_policy_says() -> Result<()> 
     let namespace = Namespace::new("own-node")?;
     let [near, far] = namespace.two_nodes()?;
     let server = isolated(&namespace, &near)?;
-    let (own, other) = (kubelet_of(&near)?, kubelet_of(&far)?);
+    let (own, other) = (host::kubelet_of(&near)?, host::kubelet_of(&far)?);
     for &to in &server {
         connects(own, to)?;
         let refused = connects(other, to);

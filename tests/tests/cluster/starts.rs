@@ -1,7 +1,6 @@
 //! What an agent's end and start mean for pods that run: a new version, a crash, an API server that
 //! does not answer, uninstalling and installing with connections open.
 
-use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -175,23 +174,11 @@ fn replace_agents() -> Result<()> {
         ensure!(now.len() == before.len(), "{} agents run", now.len());
         for agent in now {
             ensure!(!before.contains(&agent), "it has not ended yet");
-            join(agent.inside(is_ready)?)?;
+            join(agent.inside(deployment::is_ready)?)?;
         }
         Ok(())
     })?;
     eprintln!("agents are ready again after {:?}", begun.elapsed());
-    Ok(())
-}
-
-/// Asks the agent of this network namespace's node.
-fn is_ready() -> Result<()> {
-    let agent = SocketAddr::from(([127, 0, 0, 1], 9911));
-    let mut stream = TcpStream::connect_timeout(&agent, Duration::from_secs(1))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    ensure!(answer.starts_with("HTTP/1.0 200"), "{answer}");
     Ok(())
 }
 
