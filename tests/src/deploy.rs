@@ -14,13 +14,21 @@ pub fn deploy(part: &str) -> PathBuf {
         .join(part)
 }
 
+/// A step of an overlay: the agent has this environment variable, too.
+pub fn with_variable(name: &str, value: &str) -> Value {
+    json!({
+        "op": "add", "path": "/spec/template/spec/containers/0/env/-",
+        "value": {"name": name, "value": value},
+    })
+}
+
 /// A directory with a `kustomization.yaml`, gone with the value.
 #[derive(Debug)]
 pub struct Overlay(PathBuf);
 
 impl Overlay {
-    /// The base with these components, and these environment variables for the agent.
-    pub fn of(components: &[&str], environment: &[(&str, &str)]) -> Result<Self> {
+    /// The base with these components, its `DaemonSet` changed by these steps (RFC 6902).
+    pub fn of(components: &[&str], steps: &[Value]) -> Result<Self> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("picket-overlay-{}-{number}", std::process::id());
@@ -35,22 +43,13 @@ impl Overlay {
             .iter()
             .map(|name| format!("../kustomize/components/{name}"))
             .collect();
-        let variables = environment.iter().map(|(name, value)| {
-            json!({
-                "op": "add", "path": "/spec/template/spec/containers/0/env/-",
-                "value": {"name": name, "value": value},
-            })
-        });
-        let variables: Vec<Value> = variables.collect();
-        let patches: Vec<Value> = (!variables.is_empty())
-            .then(|| {
-                json!({
-                    "target": {"kind": "DaemonSet", "name": "picket"},
-                    "patch": Value::from(variables).to_string(),
-                })
-            })
-            .into_iter()
-            .collect();
+        let mut patches = Vec::new();
+        if !steps.is_empty() {
+            patches.push(json!({
+                "target": {"kind": "DaemonSet", "name": "picket"},
+                "patch": Value::from(steps).to_string(),
+            }));
+        }
         let kustomization = json!({
             "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
             "resources": ["../kustomize/base"], "components": components, "patches": patches,

@@ -1,4 +1,5 @@
-//! A node that boots with the startup taint: no pod comes before policy is in force there.
+//! A node that boots with the startup taint: no pod comes before policy is in force there, however
+//! long its agent takes.
 
 use std::fs::{self, OpenOptions};
 use std::path::PathBuf;
@@ -111,12 +112,11 @@ impl Down {
     }
 
     /// Waits for its `Node`.
-    fn registered(&self) -> Result<Value> {
-        let node = wait_until("the node to register", PATIENCE, || node_object(&self.node))?;
+    fn registered(&self) -> Result<()> {
+        wait_until("the node to register", PATIENCE, || node_object(&self.node))?;
         let ranges = self.ranges.as_array().and_then(|ranges| ranges.first());
         let patch = json!({"spec": {"podCIDR": ranges, "podCIDRs": self.ranges}}).to_string();
-        kubectl(&["patch", "node", &self.node, "--patch", &patch], "")?;
-        Ok(node)
+        kubectl(&["patch", "node", &self.node, "--patch", &patch], "").map(drop)
     }
 }
 
@@ -138,25 +138,63 @@ fn is_tainted(node: &Value) -> bool {
     taints.any(|taint| taint["key"] == TAINT)
 }
 
-/// Pods that may speak to nobody, try it once, and stay.
-fn strangers(node: &str, to: &str) -> Value {
-    let first =
-        format!("/agnhost connect {to} --timeout=900ms && echo REACHED; exec /agnhost pause");
+/// What lets an agent start.
+const GO: &str = "/run/picket/go";
+
+/// An agent that waits for it, as one may wait for its image.
+fn waits_for_go() -> Value {
     json!({
-        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "waiting"},
+        "op": "add", "path": "/spec/template/spec/initContainers",
+        "value": [{
+            "name": "waits", "image": IMAGE,
+            "command": ["sh", "-c", format!("until [ -e {GO} ]; do sleep 0.1; done")],
+            "volumeMounts": [{"name": "run", "mountPath": "/run/picket"}],
+        }],
+    })
+}
+
+fn go(node: &str) -> Result<()> {
+    let go = host::kubelet_of(node)?.path(GO);
+    fs::write(&go, "").with_context(|| format!("writing {}", go.display()))
+}
+
+/// Pods that may speak to nobody, try it once, and stay. `early` ones do not mind the taint.
+fn strangers(name: &str, pods: usize, node: &str, to: &str) -> Value {
+    let act = format!("/agnhost connect {to} --timeout=900ms && echo REACHED; exec /agnhost pause");
+    let tolerations = match name {
+        "early" => json!([{"key": TAINT, "operator": "Exists"}]),
+        _ => json!([]),
+    };
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
         "spec": {
-            "replicas": PODS,
-            "selector": {"matchLabels": {"role": "stranger"}},
+            "replicas": pods,
+            "selector": {"matchLabels": {"app": name}},
             "template": {
-                "metadata": {"labels": {"role": "stranger"}},
+                "metadata": {"labels": {"app": name, "role": "stranger"}},
                 "spec": {
                     "nodeSelector": {"kubernetes.io/hostname": node},
+                    "tolerations": tolerations,
                     "terminationGracePeriodSeconds": 0,
-                    "containers":
-                        [{"name": "c", "image": IMAGE, "command": ["sh", "-c", first]}],
+                    "containers": [{"name": "c", "image": IMAGE, "command": ["sh", "-c", act]}],
                 },
             },
         },
+    })
+}
+
+/// What each of them has said of its first act, once all have.
+fn first_words(namespace: &Namespace, app: &str, count: usize) -> Result<Vec<String>> {
+    wait_until(&format!("{app}: each to have tried"), 2 * PATIENCE, || {
+        let pods = namespace.pods_with(&format!("app={app}"))?;
+        ensure!(pods.len() == count, "{} pods", pods.len());
+        let words = pods.iter().map(|pod| {
+            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+            let log = namespace.kubectl(&["logs", name])?;
+            let first = log.lines().next().map(str::to_owned);
+            first.with_context(|| format!("{name} has said nothing yet"))
+        });
+        words.collect()
     })
 }
 
@@ -166,22 +204,28 @@ fn no_pod_comes_to_a_node_that_boots_before_policy_is_in_force() -> Result<()> {
     let [near, far] = namespace.two_nodes()?;
     servers(&namespace, &near)?;
     let open = format!("{}:8080", address(&namespace, "open")?);
-    let changed = Changed::to(&["startup-taint"], &[])?;
+    go(&near)?;
+    go(&far)?;
+    let changed = Changed::to(&["startup-taint"], &[waits_for_go()])?;
     let mut down = Down::take(&far)?;
-    namespace.apply(&strangers(&far, &open))?;
+    namespace.apply(&strangers("waiting", PODS, &far, &open))?;
+    namespace.apply(&strangers("early", 1, &far, &open))?;
     // Nobody waits for it: it ends with the cluster.
     let _kubelet = down.boot(Some(TAINT))?;
-    let registered = down.registered()?;
-    assert!(is_tainted(&registered), "{registered}");
+    down.registered()?;
 
-    let ask = host::kubelet_of(&far)?;
-    wait_until("the pods that waited", 3 * PATIENCE, || {
-        let pods = namespace.pods_with("role=stranger")?;
-        let came = pods.iter().filter(|pod| !pod["spec"]["nodeName"].is_null());
-        let came = came.count();
-        // Looked at later than the pods: what was there then was there before.
+    // The node runs pods, and nothing is enforced there yet.
+    assert_eq!(first_words(&namespace, "early", 1)?, ["REACHED"]);
+    assert_eq!(came(&namespace)?, 0, "pods came before the agent");
+    assert!(
+        is_tainted(&node_object(&far)?),
+        "the taint has gone before the agent came"
+    );
+    go(&far)?;
+    wait_until("the pods that waited", 2 * PATIENCE, || {
+        let came = came(&namespace)?;
         let is_tainted = is_tainted(&node_object(&far)?);
-        // No error, which would be waited on.
+        // Looked at later. No error, which would be waited on.
         assert!(
             came == 0 || !is_tainted,
             "{came} pods came before the taint went"
@@ -189,19 +233,18 @@ fn no_pod_comes_to_a_node_that_boots_before_policy_is_in_force() -> Result<()> {
         ensure!(came == PODS, "{came} pods have come");
         Ok(())
     })?;
-    join(ask.inside(deployment::is_ready)?)?;
-    wait_until("each to have tried", PATIENCE, || {
-        let pods = namespace.pods_with("role=stranger")?;
-        for pod in &pods {
-            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-            let log = namespace.kubectl(&["logs", name])?;
-            let first = log.lines().next();
-            let first = first.with_context(|| format!("{name} has said nothing yet"))?;
-            assert_eq!(first, "TIMEOUT", "{name}");
-        }
-        ensure!(pods.len() == PODS, "{} pods", pods.len());
-        Ok(())
-    })?;
+    join(host::kubelet_of(&far)?.inside(deployment::is_ready)?)?;
+    let words = first_words(&namespace, "waiting", PODS)?;
+    assert_eq!(words, ["TIMEOUT"; PODS]);
     drop(changed);
     Ok(())
+}
+
+/// How many of the pods that wait have been given to the node.
+fn came(namespace: &Namespace) -> Result<usize> {
+    let pods = namespace.pods_with("app=waiting")?;
+    Ok(pods
+        .iter()
+        .filter(|pod| !pod["spec"]["nodeName"].is_null())
+        .count())
 }

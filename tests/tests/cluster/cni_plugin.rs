@@ -4,6 +4,7 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
+use tests::deploy::with_variable;
 use tests::lab::wait_until;
 
 use super::deployment::{self, Changed};
@@ -12,8 +13,6 @@ use super::host;
 use super::namespace::{Namespace, PATIENCE};
 
 const PODS: usize = 25;
-/// Nobody writes there.
-const NO_RESULTS: (&str, &str) = ("PICKET_CNI_RESULTS", "/nowhere");
 
 /// The network of each node, byte for byte.
 fn networks() -> Result<Vec<String>> {
@@ -38,7 +37,9 @@ fn pods_start_with_their_policy_by_the_plugin_alone_and_it_goes_as_it_came() -> 
     let namespace = Namespace::alone("plugin")?;
     let [near, far] = namespace.two_nodes()?;
     let before = networks()?;
-    let changed = Changed::to(&["cni-plugin"], &[NO_RESULTS])?;
+    // Nobody writes there.
+    let no_results = with_variable("PICKET_CNI_RESULTS", "/nowhere");
+    let changed = Changed::to(&["cni-plugin"], &[no_results])?;
     wait_until("the plugin on every node", PATIENCE, all_have_it)?;
     servers(&namespace, &near)?;
     let [server, open] = ["server", "open"].map(|role| address(&namespace, role));

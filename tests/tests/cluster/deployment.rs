@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 use tests::deploy::{Overlay, deploy};
 
 use super::namespace::kubectl;
@@ -55,14 +56,15 @@ pub(crate) fn is_ready() -> Result<()> {
     Ok(())
 }
 
-/// An installation with components, until the value goes: then it is again what others expect.
+/// Another installation, until the value goes: then it is again what others expect.
 pub(crate) struct Changed {
     overlay: Overlay,
 }
 
 impl Changed {
-    pub(crate) fn to(components: &[&str], environment: &[(&str, &str)]) -> Result<Self> {
-        let overlay = Overlay::of(components, environment)?;
+    /// By steps as [`Overlay::of`] takes them.
+    pub(crate) fn to(components: &[&str], steps: &[Value]) -> Result<Self> {
+        let overlay = Overlay::of(components, steps)?;
         let changed = Self { overlay };
         apply("-k", &changed.overlay.path().to_string_lossy())?;
         Ok(changed)

@@ -1,5 +1,7 @@
 //! What a pod does first: policy is there before it, and nothing that is allowed waits for it.
 
+use std::time::Duration;
+
 use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 use tests::lab::wait_until;
@@ -22,7 +24,7 @@ fn policies() -> Value {
     ])
 }
 
-fn pod(name: &str, role: &str, node: &str, args: &[&str]) -> Value {
+pub(crate) fn pod(name: &str, role: &str, node: &str, args: &[&str]) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "labels": {"role": role}},
@@ -64,25 +66,27 @@ pub(crate) fn address(namespace: &Namespace, role: &str) -> Result<String> {
     })
 }
 
-/// How the pods ended whose only act is to connect, by the words they left.
-pub(crate) fn ends(
+/// Pods whose only act is to connect, within this time.
+pub(crate) fn actors(role: &str, node: &str, to: &str, count: usize, within: &str) -> Vec<Value> {
+    let actors = (0..count).map(|number| {
+        let name = format!("{role}-{node}-{number}");
+        let timeout = format!("--timeout={within}");
+        let mut pod = pod(&name, role, node, &["connect", to, &timeout]);
+        pod["metadata"]["labels"]["on"] = node.into();
+        pod
+    });
+    actors.collect()
+}
+
+/// How they ended, by the words they left: [connected, not].
+pub(crate) fn ended(
     namespace: &Namespace,
     role: &str,
     node: &str,
-    to: &str,
     count: usize,
+    patience: Duration,
 ) -> Result<[usize; 2]> {
-    let pods: Vec<Value> = (0..count)
-        .map(|number| {
-            let name = format!("{role}-{node}-{number}");
-            let timeout = format!("--timeout={BEFORE_A_RETRANSMIT}");
-            let mut pod = pod(&name, role, node, &["connect", to, &timeout]);
-            pod["metadata"]["labels"]["on"] = node.into();
-            pod
-        })
-        .collect();
-    namespace.apply_all(&pods)?;
-    wait_until("the pods to have ended", 2 * PATIENCE, || {
+    wait_until("the pods to have ended", patience, || {
         let pods = namespace.pods_with(&format!("role={role},on={node}"))?;
         let mut ended = [0; 2];
         for pod in &pods {
@@ -97,6 +101,18 @@ pub(crate) fn ends(
         ensure!(ended.iter().sum::<usize>() == count, "{} pods", pods.len());
         Ok(ended)
     })
+}
+
+/// Both, where nothing may wait for a retransmit.
+pub(crate) fn ends(
+    namespace: &Namespace,
+    role: &str,
+    node: &str,
+    to: &str,
+    count: usize,
+) -> Result<[usize; 2]> {
+    namespace.apply_all(&actors(role, node, to, count, BEFORE_A_RETRANSMIT))?;
+    ended(namespace, role, node, count, 2 * PATIENCE)
 }
 
 #[test]

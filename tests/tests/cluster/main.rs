@@ -20,3 +20,4 @@ mod probes;
 mod reach;
 mod starts;
 mod streams;
+mod workloads;
