@@ -17,6 +17,8 @@ use super::namespace::{IMAGE, Namespace, PATIENCE, kubectl};
 
 const PODS: usize = 5;
 const TAINT: &str = "picket.dev/agent-not-ready";
+/// An option of kubelet.
+const REGISTER: &str = "--register-with-taints";
 
 /// A node that is down: no kubelet, no agent, nothing of Picket's in its kernel, and nobody in the
 /// cluster knows it. It comes back with the value's end at the latest.
@@ -35,11 +37,14 @@ struct Down {
 impl Down {
     fn take(node: &str) -> Result<Self> {
         let kubelet = host::kubelet_of(node)?;
+        let mut words = kubelet.words("cmdline")?;
+        // It may have booted for this test before.
+        words.retain(|word| !word.starts_with(REGISTER));
         let ranges = node_object(node)?["spec"]["podCIDRs"].take();
         let down = Self {
             node: node.to_owned(),
             runtime: kubelet.beside("containerd")?,
-            kubelet: kubelet.words("cmdline")?,
+            kubelet: words,
             environment: kubelet
                 .words("environ")?
                 .into_iter()
@@ -102,7 +107,7 @@ impl Down {
         let log = log.with_context(|| format!("opening {}", self.log.display()))?;
         self.command()
             .args(&self.kubelet)
-            .args(taint.map(|taint| format!("--register-with-taints={taint}=:NoExecute")))
+            .args(taint.map(|taint| format!("{REGISTER}={taint}=:NoExecute")))
             .env_clear()
             .envs(self.environment.iter().cloned())
             .stdout(log.try_clone()?)
