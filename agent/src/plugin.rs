@@ -22,7 +22,7 @@ use ask::Waited;
 
 pub use install::{
     DEFAULT_BIN_DIR, DEFAULT_CONF_DIR, Entry, InstallError, Installed, Installer, ListFault,
-    Places, Unplugged, uninstall,
+    NodeNetwork, Places, Unplugged, network_in_force, network_of_results, uninstall,
 };
 pub use keep::{Standing, keep};
 

@@ -30,6 +30,28 @@ struct List<'a> {
     plugins: Option<&'a RawValue>,
 }
 
+/// A network's name and the types of its plugins, in their order; also of a single plugin's
+/// configuration.
+pub(super) fn plugins(text: &str) -> Result<(String, Vec<String>), ListError> {
+    let Named { name, kind } = object(text)?;
+    match read(text) {
+        Ok((_, plugins)) => Ok((
+            name,
+            plugins.into_iter().map(|plugin| plugin.kind).collect(),
+        )),
+        Err(ListError::NoPlugins) if !kind.is_empty() => Ok((name, vec![kind])),
+        Err(error) => Err(error),
+    }
+}
+
+#[derive(Deserialize)]
+struct Named {
+    #[serde(default)]
+    name: String,
+    #[serde(default, rename = "type")]
+    kind: String,
+}
+
 #[derive(Deserialize)]
 struct Typed {
     #[serde(default, rename = "type")]
@@ -41,7 +63,13 @@ struct Plugin<'a> {
     text: &'a str,
     start: usize,
     end: usize,
-    is_ours: bool,
+    kind: String,
+}
+
+impl Plugin<'_> {
+    fn is_ours(&self) -> bool {
+        self.kind == NAME
+    }
 }
 
 /// The text with `entry` as its last plugin and no other of ours; `None` when it is so already.
@@ -52,9 +80,9 @@ pub(super) fn with_ours(text: &str, entry: &str) -> Result<Option<String>, ListE
             return Err(ListError::Version(version.clone()));
         }
     }
-    let ours = plugins.iter().filter(|plugin| plugin.is_ours).count();
+    let ours = plugins.iter().filter(|plugin| plugin.is_ours()).count();
     let last = plugins.last().ok_or(ListError::NoPlugins)?;
-    if ours == 1 && last.is_ours && last.text == entry && plugins.len() > 1 {
+    if ours == 1 && last.is_ours() && last.text == entry && plugins.len() > 1 {
         return Ok(None);
     }
     if ours > 0 {
@@ -72,7 +100,7 @@ pub(super) fn with_ours(text: &str, entry: &str) -> Result<Option<String>, ListE
 /// The text without any plugin of ours; `None` when there is none.
 pub(super) fn without_ours(text: &str) -> Result<Option<String>, ListError> {
     let (_, plugins) = read(text)?;
-    let Some(at) = plugins.iter().position(|plugin| plugin.is_ours) else {
+    let Some(at) = plugins.iter().position(Plugin::is_ours) else {
         return Ok(None);
     };
     let end_before = at.checked_sub(1).and_then(|before| plugins.get(before));
@@ -110,7 +138,7 @@ fn read(text: &str) -> Result<(List<'_>, Vec<Plugin<'_>>), ListError> {
             text: plugin.get(),
             start,
             end: start + plugin.get().len(),
-            is_ours: typed.kind == NAME,
+            kind: typed.kind,
         })
     });
     let plugins: Result<Vec<Plugin<'_>>, ListError> = plugins.collect();

@@ -7,7 +7,7 @@ use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
-use super::conflist::{ListError, with_ours, without_ours};
+use super::conflist::{ListError, plugins, with_ours, without_ours};
 use super::{NAME, OnTimeout};
 
 /// Where container runtimes look for networks when nothing else is said.
@@ -327,6 +327,62 @@ fn networks(conf: &Path) -> Result<Vec<PathBuf>, InstallError> {
 fn network(conf: &Path) -> Result<PathBuf, InstallError> {
     let first = networks(conf)?.into_iter().next();
     first.ok_or_else(|| InstallError::NoNetwork(conf.to_owned()))
+}
+
+/// A network as it is configured.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NodeNetwork {
+    /// The file that says so.
+    pub path: PathBuf,
+    /// Its name.
+    pub name: String,
+    /// Types of its plugins, in their order.
+    pub plugins: Vec<String>,
+}
+
+impl NodeNetwork {
+    fn read(path: &Path, text: &str) -> Result<Self, InstallError> {
+        let (name, plugins) = plugins(text).map_err(|error| InstallError::List {
+            path: path.to_owned(),
+            error: error.into(),
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            name,
+            plugins,
+        })
+    }
+}
+
+/// The network that the runtime uses.
+///
+/// # Errors
+/// There is none, or it cannot be read.
+pub fn network_in_force(conf: &Path) -> Result<NodeNetwork, InstallError> {
+    let path = network(conf)?;
+    // Runtimes follow links; it is the installer that would replace one by a file.
+    let file = fs::canonicalize(&path).map_err(io_at(&path))?;
+    NodeNetwork::read(&path, &read_text(&file)?)
+}
+
+/// The network that the latest pod got, by what the runtime's library keeps of it; loopback is no
+/// network of a pod's.
+pub fn network_of_results(results: &Path) -> Option<NodeNetwork> {
+    let files = fs::read_dir(results).ok()?;
+    let mut files: Vec<_> = files
+        .filter_map(|file| {
+            let file = file.ok()?;
+            Some((file.metadata().ok()?.modified().ok()?, file.path()))
+        })
+        .collect();
+    files.sort();
+    files.iter().rev().find_map(|(_, path)| {
+        let cached: Cached = serde_json::from_str(&read_text(path).ok()?).ok()?;
+        let list = String::from_utf8(decoded(&cached.config)).ok()?;
+        let network = NodeNetwork::read(path, &list).ok()?;
+        let is_loopback = network.plugins.iter().all(|plugin| plugin == "loopback");
+        (!is_loopback).then_some(network)
+    })
 }
 
 fn read_text(path: &Path) -> Result<String, InstallError> {

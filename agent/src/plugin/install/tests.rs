@@ -157,6 +157,78 @@ fn the_program_outlives_the_pods_that_were_started_with_it() {
 }
 
 #[test]
+fn the_network_in_force_is_the_first_by_name_whatever_its_form() {
+    let node = Node::new("in-force");
+    let conf = node.places().conf;
+    let read = || network_in_force(&conf).map(|network| (network.name, network.plugins));
+    assert!(matches!(read(), Err(InstallError::NoNetwork(_))));
+    fs::write(node.file("20-net.conflist"), LIST).unwrap();
+    let (_, plugins) = read().unwrap();
+    assert!(!plugins.is_empty());
+    fs::write(
+        node.file("10-one.conf"),
+        r#"{"name":"one","type":"bridge"}"#,
+    )
+    .unwrap();
+    assert_eq!(
+        read().unwrap(),
+        ("one".to_owned(), vec!["bridge".to_owned()])
+    );
+    let linked = conf.with_file_name("elsewhere.json");
+    let list = r#"{"name":"two","plugins":[{"type":"ptp"},{"type":"portmap"}]}"#;
+    fs::write(&linked, list).unwrap();
+    std::os::unix::fs::symlink(&linked, node.file("05-link.conflist")).unwrap();
+    let wires = ["ptp", "portmap"].map(str::to_owned).to_vec();
+    assert_eq!(read().unwrap(), ("two".to_owned(), wires));
+    fs::write(node.file("01-broken.conflist"), "{}").unwrap();
+    assert!(matches!(read(), Err(InstallError::List { .. })));
+}
+
+#[test]
+fn where_networks_are_not_seen_the_latest_pods_says_what_it_is() {
+    let node = Node::new("latest");
+    let results = node.0.join("results");
+    assert_eq!(network_of_results(&results), None);
+    fs::create_dir_all(&results).unwrap();
+    let old = std::time::SystemTime::UNIX_EPOCH;
+    for (file, list, is_old) in [
+        // {"plugins":[{"type":"portmap"}]}
+        (
+            "a-1-eth0",
+            "eyJwbHVnaW5zIjpbeyJ0eXBlIjoicG9ydG1hcCJ9XX0=",
+            true,
+        ),
+        // {"plugins":[{"type":"picket-cni"}]}
+        (
+            "b-2-eth0",
+            "eyJwbHVnaW5zIjpbeyJ0eXBlIjoicGlja2V0LWNuaSJ9XX0=",
+            false,
+        ),
+        // {"plugins":[{"type":"loopback"}]}
+        (
+            "cni-loopback-2-lo",
+            "eyJwbHVnaW5zIjpbeyJ0eXBlIjoibG9vcGJhY2sifV19",
+            false,
+        ),
+    ] {
+        let cached = serde_json::json!({"kind": "cniCacheV1", "config": list});
+        let path = results.join(file);
+        fs::write(&path, cached.to_string()).unwrap();
+        if is_old {
+            File::options()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .set_modified(old)
+                .unwrap();
+        }
+    }
+    let network = network_of_results(&results).unwrap();
+    assert_eq!(network.plugins, ["picket-cni"]);
+    assert!(network.path.ends_with("b-2-eth0"), "{network:?}");
+}
+
+#[test]
 fn what_is_no_list_of_a_network_is_refused_with_the_file_and_left_alone() {
     let node = Node::new("hostile");
     assert!(matches!(node.install(), Err(InstallError::NoNetwork(_))));
