@@ -9,6 +9,7 @@ mod can;
 mod client;
 mod cni;
 mod completion;
+mod doctor;
 mod explain;
 mod flows;
 mod grid;
@@ -103,6 +104,7 @@ enum Command {
     #[command(visible_alias = "observe")]
     Flows(flows::Args),
     Status(status::Args),
+    Doctor(doctor::Args),
     Uninstall(uninstall::Args),
     Cni(cni::Args),
     Completion(completion::Args),
@@ -143,6 +145,7 @@ fn dispatch(command: Command, terminal: &Terminal) -> anyhow::Result<Outcome> {
         Command::Why(args) => args.run(terminal),
         Command::Flows(args) => args.run(terminal),
         Command::Status(args) => args.run(terminal),
+        Command::Doctor(args) => args.run(terminal),
         Command::Uninstall(args) => args.run(terminal),
         Command::Cni(cni::Args {}) => cni::run(),
         Command::Completion(args) => args.run(command_tree()),

@@ -59,6 +59,7 @@ kinds!(
     MapList,
     PodStart,
     Removal,
+    Doctor,
     Problem
 );
 
@@ -360,8 +361,10 @@ pub struct Problem {
     pub message: String,
 }
 
+pub use crate::dto::doctor::*;
 pub use crate::dto::node::*;
 pub use crate::dto::traffic::*;
+mod doctor;
 mod node;
 mod traffic;
 

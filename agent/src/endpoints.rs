@@ -29,10 +29,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::inotify::is_of_reading;
 use cni::{Records, Results};
 use netlink::{Link, Messages};
-use netns::{Listed, Netns};
+use netns::Listed;
 
 pub use cni::{DEFAULT_CNI_RESULTS, Sandbox};
 pub use handed::{HandError, Handed, Hands, MAX_WORD_BYTES};
+pub(crate) use netlink::Connection;
+pub use netns::NamespaceFiles;
+pub(crate) use netns::Netns;
 
 /// Sightings under way to the reconciler; a full channel stops the looking, nothing else.
 const SIGHTINGS: usize = 4;

@@ -4,7 +4,7 @@
 //! Objects come in through [`source`] and [`endpoints`], pods that start through [`plugin`]; [`reconcile`] turns them into writes,
 //! [`dataplane`] carries those out; what the kernel reports comes back through [`flows`] and
 //! [`metrics`] to [`http`] and [`cli`], or is answered by [`resets`]. [`agent`] starts and stops it
-//! all, within what [`memory`] keeps.
+//! all, within what [`memory`] keeps; [`doctor`] looks whether the node lets it.
 
 pub mod config;
 
@@ -31,6 +31,7 @@ pub mod dto;
 pub mod http;
 
 pub mod cli;
+pub mod doctor;
 
 pub mod agent;
 pub mod memory;

@@ -42,6 +42,7 @@ pub use folds::{Counts, Fold, Folds, Owner};
 pub use handle::{Handle, Record, Records, Stopped};
 pub use plans::{Histogram, Plans, Timing};
 pub(crate) use run::{Inputs, Reconciler, Tells};
+pub(crate) use settings::default_settings;
 
 /// Everything that can wake the reconciler. Closed on purpose: this list is the documentation.
 #[derive(Debug)]

@@ -26,6 +26,11 @@ pub(super) struct Socket {
 }
 
 impl Socket {
+    /// The one at a path.
+    pub(super) const fn at(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
     /// Asks once and reads the answer whole.
     pub(super) fn get<T: DeserializeOwned>(
         &self,

@@ -262,7 +262,8 @@ fn is_interface(ifindex: u32) -> bool {
     nix::net::if_::if_indextoname(ifindex).is_ok()
 }
 
-fn interfaces() -> Result<Vec<(u32, String)>, DataplaneError> {
+/// Every interface of the calling thread's network namespace.
+pub(crate) fn interfaces() -> Result<Vec<(u32, String)>, DataplaneError> {
     let all = nix::net::if_::if_nameindex()
         .map_err(|errno| failed(0, "", "listing interfaces", errno.into()))?;
     Ok(all

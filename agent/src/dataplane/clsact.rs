@@ -152,6 +152,17 @@ pub(crate) fn program(ifindex: u32, side: Side, name: &str) -> io::Result<Option
     Ok(ours.map(|filter| filter.program))
 }
 
+/// Names of filters that are not ours, on both sides.
+pub(crate) fn others(ifindex: u32) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for side in [Side::Ingress, Side::Egress] {
+        let foreign = filters(ifindex, side)?.into_iter();
+        let foreign = foreign.filter(|one| (one.priority, one.handle) != (PRIORITY, HANDLE));
+        names.extend(foreign.map(|one| one.name));
+    }
+    Ok(names)
+}
+
 /// Removes our filter; none there is no error.
 pub(crate) fn remove_filter(ifindex: u32, side: Side, name: &str) -> io::Result<()> {
     if program(ifindex, side, name)?.is_none() {

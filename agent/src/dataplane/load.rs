@@ -170,7 +170,7 @@ fn raise_memory_limit() -> Option<String> {
 }
 
 /// Whether a kernel of this release is older than 5.11, where memory cgroups took over.
-fn accounts_maps_to_the_process(release: &str) -> bool {
+pub(crate) fn accounts_maps_to_the_process(release: &str) -> bool {
     let mut numbers = release.split('.').map(str::parse::<u32>);
     matches!(
         (numbers.next(), numbers.next()),

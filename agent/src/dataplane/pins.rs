@@ -7,6 +7,7 @@
 //! programs read that map, are the same in every layout version: it is how an agent finds what
 //! another version's has in force. The lock is on `<pins>` itself, so versions exclude each other.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd as _;
@@ -165,6 +166,17 @@ pub(crate) fn versions(root: &Path) -> Result<Vec<Version>, DataplaneError> {
         (name == format!("v{number}")).then_some(number)
     });
     Ok(numbers.map(|number| Version::of(root, number)).collect())
+}
+
+/// How many interfaces have links or qdiscs of ours pinned, of any version; 0 where that is not seen.
+pub(crate) fn pinned_interfaces(root: &Path) -> usize {
+    let versions = versions(root).unwrap_or_default();
+    let directories = versions
+        .iter()
+        .flat_map(|version| [version.links(), version.clsact()]);
+    let pins = directories.flat_map(|directory| names(&directory).unwrap_or_default());
+    let interfaces: BTreeSet<u32> = pins.filter_map(|pin| ifindex_of(&pin)).collect();
+    interfaces.len()
 }
 
 /// Moves a pin, or the mark of a qdisc, to its place in another version's part; one that is gone

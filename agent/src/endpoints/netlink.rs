@@ -166,14 +166,19 @@ fn addresses_of(index: u32, messages: &[AddressMessage]) -> Vec<IpAddr> {
 }
 
 /// A connection, served by a task that ends with it.
-struct Connection {
+pub(crate) struct Connection {
     handle: Handle,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Connection {
+    /// What it is asked by.
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
     /// Opens one in the calling thread's namespace.
-    fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         Ok(Self {
             handle,

@@ -3,18 +3,18 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 
 /// `statfs` type of files that are namespaces (linux/magic.h: `NSFS_MAGIC`).
 const NSFS_MAGIC: u64 = 0x6e73_6673;
 
 /// A network namespace.
 #[derive(Debug)]
-pub(super) struct Netns {
+pub(crate) struct Netns {
     path: PathBuf,
     file: File,
     id: (u64, u64),
@@ -22,8 +22,26 @@ pub(super) struct Netns {
 
 impl Netns {
     /// The namespace of the calling thread.
-    pub(super) fn own() -> io::Result<Self> {
+    pub(crate) fn own() -> io::Result<Self> {
         Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// Makes an empty one. The calling thread stays where it is.
+    pub(crate) fn make() -> io::Result<Self> {
+        let home = Self::own()?;
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        let made = Self::own();
+        home.enter()?;
+        made
+    }
+
+    /// Does something with the calling thread inside, as making a socket that stays there.
+    pub(crate) fn within<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let home = Self::own()?;
+        self.enter()?;
+        let done = work();
+        home.enter()?;
+        done
     }
 
     fn open(path: &Path) -> io::Result<Self> {
@@ -53,8 +71,14 @@ impl Netns {
     }
 
     /// Moves the calling thread into it. Sockets that are open stay where they were made.
-    pub(super) fn enter(&self) -> io::Result<()> {
+    pub(crate) fn enter(&self) -> io::Result<()> {
         setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)
+    }
+}
+
+impl AsRawFd for Netns {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 }
 
@@ -88,6 +112,28 @@ pub(super) fn list(directory: &Path, home: &Netns) -> io::Result<Listed> {
         }
     }
     Ok(listed)
+}
+
+/// What is to be seen of a directory of namespaces.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct NamespaceFiles {
+    /// Namespaces besides the calling thread's.
+    pub namespaces: usize,
+    /// There are files that no namespace is mounted over.
+    pub has_unmounted: bool,
+}
+
+impl NamespaceFiles {
+    /// Counts them; `None` when there is no such directory, or it cannot be read.
+    pub fn count(directory: &Path) -> Option<Self> {
+        let listed = directory
+            .is_dir()
+            .then(|| list(directory, &Netns::own().ok()?).ok())??;
+        Some(Self {
+            namespaces: listed.namespaces.len(),
+            has_unmounted: listed.has_unmounted,
+        })
+    }
 }
 
 #[cfg(test)]

@@ -20,15 +20,25 @@ const NEW_FLOWS_AT_ONCE: u32 = 8_192;
 
 /// What the programs read.
 pub(super) fn settings(config: &Config, hz: u32) -> Settings {
-    let posture = match config.posture {
+    knobs(config.posture, config.mid_stream_grace, config.on_cut, hz)
+}
+
+/// The same of an agent of which nothing was said.
+pub(crate) fn default_settings(hz: u32) -> Settings {
+    let (posture, grace) = (Posture::default(), MidStreamGrace::default());
+    knobs(posture, grace, OnCut::default(), hz)
+}
+
+fn knobs(posture: Posture, grace: MidStreamGrace, on_cut: OnCut, hz: u32) -> Settings {
+    let posture = match posture {
         Posture::Closed => 0,
         Posture::Open => settings_flags::UNKNOWN_OPEN,
     };
-    let (strict, grace) = match config.mid_stream_grace {
+    let (strict, grace) = match grace {
         MidStreamGrace::Forever => (0, 0),
         MidStreamGrace::For(grace) => (settings_flags::STRICT_MID_STREAM, jiffies(grace, hz)),
     };
-    let told = match config.on_cut {
+    let told = match on_cut {
         OnCut::Silence => 0,
         OnCut::Reset => settings_flags::TELL_CUT,
     };
