@@ -1,10 +1,11 @@
 //! The agent: everything of Picket that touches the world, one module per neighbour, listed in
 //! the order of the data's way. What policy means is not here: see `agent_policy`.
 //!
-//! Objects come in through [`source`] and [`endpoints`], pods that start through [`plugin`]; [`reconcile`] turns them into writes,
-//! [`dataplane`] carries those out; what the kernel reports comes back through [`flows`] and
-//! [`metrics`] to [`http`] and [`cli`], or is answered by [`resets`]. [`agent`] starts and stops it
-//! all, within what [`memory`] keeps; [`doctor`] looks whether the node lets it.
+//! Objects come in through [`source`] and [`endpoints`], pods that start through [`plugin`];
+//! [`reconcile`] turns them into writes, [`dataplane`] carries those out; what the kernel reports
+//! comes back through [`flows`] and [`metrics`] to [`http`] and [`cli`], or is answered by
+//! [`resets`]. [`agent`] starts and stops it all, within what [`memory`] keeps; [`doctor`] looks
+//! whether the node lets it.
 
 pub mod config;
 
@@ -13,6 +14,7 @@ pub mod source;
 pub mod endpoints;
 mod inotify;
 pub mod plugin;
+mod signature;
 
 pub mod reconcile;
 

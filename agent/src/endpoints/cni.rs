@@ -12,12 +12,13 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Read as _};
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use agent_policy::model::{ObjectName, PodUid};
 use ipnet::IpNet;
 use serde::Deserialize;
+
+use crate::signature::Signature;
 
 /// Where libcni keeps results when nothing else is said (libcni/api.go, `CacheDir`).
 pub const DEFAULT_CNI_RESULTS: &str = "/var/lib/cni/results";
@@ -94,27 +95,9 @@ pub(super) struct Results {
     /// Last part of the name of the directory of namespaces. Results that speak of another kind of
     /// place, as `/proc/1/ns/net`, would all speak of one.
     netns: Option<OsString>,
-    files: HashMap<OsString, (Stamp, Option<Recorded>)>,
+    files: HashMap<OsString, (Signature, Option<Recorded>)>,
     /// It was said that files are there which say nothing.
     has_warned: bool,
-}
-
-/// A file's identity and age: another one means other content.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Stamp {
-    inode: u64,
-    bytes: u64,
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(metadata: &fs::Metadata) -> Self {
-        Self {
-            inode: metadata.ino(),
-            bytes: metadata.len(),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
 }
 
 impl Results {
@@ -147,13 +130,13 @@ impl Results {
             if !metadata.is_file() {
                 continue;
             }
-            let stamp = Stamp::of(&metadata);
-            let known = before.remove(&name).filter(|(at, _)| *at == stamp);
+            let signature = Signature::of(&metadata);
+            let known = before.remove(&name).filter(|(at, _)| *at == signature);
             let said = match known {
                 Some((_, said)) => said,
                 None => self.read_one(&entry.path()),
             };
-            self.files.insert(name, (stamp, said));
+            self.files.insert(name, (signature, said));
         }
         self.warn_of_silence();
         let mut records = Records::default();

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::conflist::{ListError, plugins, with_ours, without_ours};
 use super::{NAME, OnTimeout};
+use crate::signature::Signature;
 
 /// Where container runtimes look for networks when nothing else is said.
 pub const DEFAULT_CONF_DIR: &str = "/etc/cni/net.d";
@@ -18,6 +19,8 @@ pub const DEFAULT_BIN_DIR: &str = "/opt/cni/bin";
 const MAX_LIST_BYTES: u64 = 1 << 20;
 /// Files that runtimes take for networks (containerd/go-cni, cri-o/ocicni).
 const NETWORKS: [&str; 3] = ["conf", "conflist", "json"];
+/// Type and permissions of the program's file.
+const PROGRAM_MODE: u32 = libc::S_IFREG | 0o755;
 /// Ends the name of a file that is being written: no runtime takes it for a network.
 const UNFINISHED: &str = "picket-new";
 
@@ -103,32 +106,7 @@ pub struct Installer {
     places: Places,
     entry: Entry,
     /// The program that was found to be this one, so that it is not read each time.
-    program: Option<Stamp>,
-}
-
-/// A file's identity and age: another one may have other content.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Stamp {
-    file: (u64, u64),
-    bytes: u64,
-    mode: u32,
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(path: &Path) -> io::Result<Self> {
-        let found = fs::symlink_metadata(path)?;
-        Ok(Self {
-            file: (found.dev(), found.ino()),
-            bytes: found.len(),
-            mode: found.mode(),
-            changed: (found.ctime(), found.ctime_nsec()),
-        })
-    }
-
-    fn is_program(self) -> bool {
-        self.mode == 0o100_755
-    }
+    program: Option<Signature>,
 }
 
 impl Installer {
@@ -172,7 +150,9 @@ impl Installer {
         let own = Path::new("/proc/self/exe");
         let bin = &self.places.bin;
         let program = bin.join(NAME);
-        let now = Stamp::of(&program).ok().filter(|stamp| stamp.is_program());
+        let found = fs::symlink_metadata(&program).ok();
+        let now = found.filter(|found| found.mode() == PROGRAM_MODE);
+        let now = now.as_ref().map(Signature::of);
         if now.is_some() && now == self.program {
             return Ok(());
         }
@@ -184,7 +164,8 @@ impl Installer {
             finish(&new, &program).map_err(io_at(&program))?;
             tracing::info!(program = %program.display(), "CNI plugin put in place");
         }
-        self.program = Some(Stamp::of(&program).map_err(io_at(&program))?);
+        let put = fs::symlink_metadata(&program).map_err(io_at(&program))?;
+        self.program = Some(Signature::of(&put));
         Ok(())
     }
 }

@@ -1,38 +1,12 @@
 //! The bytes of one file: read without ever waiting for anybody, whole, and no more than bounded.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
+use crate::signature::Signature;
 use crate::source::documents::MAX_FILE_BYTES;
-
-/// Tells a changed file from an unchanged one without reading it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Signature {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Signature {
-    pub(super) fn of(metadata: &Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-
-    /// Bytes of the file.
-    pub(super) fn size(&self) -> u64 {
-        self.size
-    }
-}
 
 /// What came of reading a file.
 #[derive(Debug)]
@@ -61,7 +35,7 @@ pub(super) fn regular(path: &Path) -> io::Result<Contents> {
         return Err(io::Error::other("is no regular file any more"));
     }
     let before = Signature::of(&before);
-    if before.size > MAX_FILE_BYTES {
+    if before.size() > MAX_FILE_BYTES {
         return Ok(Contents::TooLarge(before));
     }
     let bytes = bounded(&file)?;

@@ -17,9 +17,10 @@ use agent_policy::model::Severity;
 
 use super::events::Pending;
 use super::progress::Progress;
-use super::read::{self, Contents, Signature};
+use super::read::{self, Contents};
 use super::reported;
 use super::walk::{Limits, Walk};
+use crate::signature::Signature;
 use crate::source::Reported;
 use crate::source::content;
 use crate::source::documents::{MAX_FILE_BYTES, Malformed};
