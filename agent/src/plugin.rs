@@ -82,7 +82,7 @@ fn default_socket() -> PathBuf {
 }
 
 fn longest_wait() -> u64 {
-    5_000
+    u64::try_from(LONGEST_WAIT.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// An error as the runtime reads it.

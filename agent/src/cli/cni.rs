@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::Context as _;
 
 use super::Outcome;
+use super::client::runtime;
 use crate::plugin::{Call, MAX_INPUT_BYTES, NAME};
 
 /// Be the CNI plugin that lets a pod start when its policy is in force
@@ -46,11 +47,7 @@ pub(super) fn run() -> anyhow::Result<Outcome> {
         .take(MAX_INPUT_BYTES)
         .read_to_end(&mut input)
         .context("reading the network's configuration")?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("starting the client")?;
-    let (answer, outcome) = match runtime.block_on(call.run(&input)) {
+    let (answer, outcome) = match runtime()?.block_on(call.run(&input)) {
         Ok(answer) => (answer, Outcome::Yes),
         Err(refusal) => (Some(serde_json::to_string(&refusal)?), Outcome::No),
     };

@@ -13,11 +13,8 @@ use tracing::{info, warn};
 use super::{Answer, Api, Failure, answered};
 use crate::dto::{CniPlugin, Finding, PodStart, PodStartState, Status};
 use crate::endpoints::{HandError, Handed, Hands};
-use crate::plugin::Standing;
+use crate::plugin::{LONGEST_WAIT, Standing};
 use crate::reconcile::{EndpointState, View};
-
-/// Nobody is kept waiting longer, whatever is asked for.
-const LONGEST: Duration = Duration::from_secs(5);
 
 /// What the API has to do with pods that start.
 #[derive(Clone, Debug)]
@@ -56,13 +53,7 @@ pub(super) struct Within {
 
 impl From<HandError> for Failure {
     fn from(error: HandError) -> Self {
-        let why = match &error {
-            HandError::Malformed(cause) => {
-                format!("what was handed over is no result of CNI: {cause}")
-            }
-            HandError::NoPod(_) => error.to_string(),
-        };
-        Self(StatusCode::BAD_REQUEST, why)
+        Self(StatusCode::BAD_REQUEST, error.to_string())
     }
 }
 
@@ -72,7 +63,7 @@ pub(super) async fn wait(
     Query(within): Query<Within>,
     word: Bytes,
 ) -> Answer<PodStart> {
-    let within = Duration::from_millis(within.wait_millis).min(LONGEST);
+    let within = Duration::from_millis(within.wait_millis).min(LONGEST_WAIT);
     let handed = api.starts.hands.take(&word)?;
     let began = std::time::Instant::now();
     let ended = {

@@ -277,11 +277,6 @@ impl Locals {
         (!current.is_orphaned).then_some(Decision::Orphan(ifindex))
     }
 
-    /// There are interfaces that came after the first look and are not decided about.
-    pub(super) fn has_newcomers(&self) -> bool {
-        !self.newcomers.is_empty()
-    }
-
     /// Interfaces that came, before objects say whose they are: programs without rows for each.
     pub(super) fn enclose_newcomers(&mut self) -> Vec<Interface> {
         let newcomers = self.newcomers.iter();

@@ -323,10 +323,13 @@ impl Reconciler {
     /// Interfaces that come while objects are not known: the posture decides about them, too. It may
     /// take long until the source says what there is.
     fn enclose_newcomers(&mut self) {
-        if !self.locals.has_newcomers() || !self.put_settings() {
-            return;
+        let came = self.locals.enclose_newcomers();
+        if !came.is_empty() {
+            // Without settings everything is closed, which a failure is reported for; they are
+            // written again before rows are.
+            self.put_settings();
         }
-        for interface in self.locals.enclose_newcomers() {
+        for interface in came {
             self.enclose(&interface);
         }
         self.unclaimed = self.locals.unclaimed();
