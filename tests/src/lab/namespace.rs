@@ -93,6 +93,13 @@ pub fn leave_the_machine() -> Result<()> {
         mount(Some(kind), target, Some(kind), MsFlags::empty(), none)
             .with_context(|| format!("mounting the lab's own {target}"))?;
     }
+    // What a CNI and an agent keep on the machine is not the lab's to touch.
+    for target in ["/etc/cni", "/opt/cni", "/var/lib/cni", "/var/lib/picket"] {
+        if Path::new(target).is_dir() {
+            mount(Some("tmpfs"), target, Some("tmpfs"), MsFlags::empty(), none)
+                .with_context(|| format!("hiding the machine's {target} from the lab"))?;
+        }
+    }
     fs::create_dir_all(NETNS_DIR).with_context(|| format!("creating {NETNS_DIR}"))
 }
 
