@@ -82,10 +82,10 @@ pub enum DataplaneError {
         source: Box<aya::EbpfError>,
     },
     /// The BPF object could not be loaded.
-    #[error("loading the BPF programs")]
+    #[error("loading the BPF programs{}", needs(.0, BPF))]
     Load(#[from] aya::EbpfError),
     /// The verifier, or the kernel, refused a program.
-    #[error("loading program {program}")]
+    #[error("loading program {program}{}", needs(source, BPF))]
     Program {
         /// The program.
         program: &'static str,
@@ -122,7 +122,10 @@ pub enum DataplaneError {
         name: String,
     },
     /// A program could not be attached, replaced or detached.
-    #[error("interface {name} (index {ifindex}): {action}")]
+    #[error(
+        "interface {name} (index {ifindex}): {action}{}",
+        needs(source, INTERFACES)
+    )]
     Attach {
         /// Interface index.
         ifindex: u32,
@@ -140,6 +143,27 @@ pub enum DataplaneError {
     /// The ring buffer could not be opened or polled.
     #[error("ring buffer EVENTS")]
     Events(#[source] io::Error),
+}
+
+/// For maps and programs.
+const BPF: &str = "CAP_SYS_ADMIN";
+/// For programs on interfaces.
+const INTERFACES: &str = "CAP_NET_ADMIN";
+
+/// What to do where the kernel said EPERM, which a process without a capability hears.
+fn needs(error: &(dyn std::error::Error + 'static), capability: &str) -> String {
+    if is_refused(error) {
+        format!("; give the agent the capability {capability}, as the manifests in deploy/ do")
+    } else {
+        String::new()
+    }
+}
+
+/// Whether the kernel said EPERM.
+pub(crate) fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| error.raw_os_error() == Some(libc::EPERM))
 }
 
 /// A plan that stopped: everything before `at` is in force and was read back, `at` itself and

@@ -9,7 +9,7 @@ use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 
 use super::Options;
-use super::error::DataplaneError;
+use super::error::{DataplaneError, is_refused};
 use super::maps::{open_pinned, spec_of};
 use super::objects;
 
@@ -176,14 +176,6 @@ pub(crate) fn accounts_maps_to_the_process(release: &str) -> bool {
         (numbers.next(), numbers.next()),
         (Some(Ok(major)), Some(Ok(minor))) if (major, minor) < (5, 11)
     )
-}
-
-/// Whether the kernel said EPERM: how it answers when a limit is reached.
-fn is_refused(error: &aya::EbpfError) -> bool {
-    let first: &dyn std::error::Error = error;
-    std::iter::successors(Some(first), |error| error.source())
-        .filter_map(|error| error.downcast_ref::<std::io::Error>())
-        .any(|error| error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error()))
 }
 
 #[cfg(test)]
