@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod bare;
 pub mod bridge;
+pub mod cgroup;
 pub mod foreign;
 pub mod frames;
 pub mod hanging;

@@ -6,7 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -91,10 +91,15 @@ impl Agent {
 
     /// Starts an agent on an API server and waits until it enforces what it finds there.
     pub fn start_on_api(kubeconfig: &Path) -> Result<Self> {
-        let state = ["--state", STATE].map(OsString::from);
-        let mut agent = Self::spawn_on(&picket()?, ("--kubeconfig", kubeconfig), &state)?;
+        let mut agent = Self::spawn_on_api(kubeconfig)?;
         agent.wait_ready()?;
         Ok(agent)
+    }
+
+    /// Starts an agent on an API server and does not wait.
+    pub fn spawn_on_api(kubeconfig: &Path) -> Result<Self> {
+        let state = ["--state", STATE].map(OsString::from);
+        Self::spawn_on(&picket()?, ("--kubeconfig", kubeconfig), &state)
     }
 
     /// Starts an agent with further options and does not wait.
@@ -163,6 +168,16 @@ impl Agent {
             .wait()
             .context("waiting for the killed agent")
             .map(drop)
+    }
+
+    /// Waits until it ends by itself, or something else ends it.
+    pub fn wait_end(mut self) -> Result<ExitStatus> {
+        wait_until("the agent to end", READY_WITHIN, || {
+            let ended = self.child.try_wait();
+            ended
+                .context("asking for the agent's end")?
+                .context("the agent still runs")
+        })
     }
 
     /// Asks it to stop, as the kubelet does.
