@@ -76,7 +76,8 @@ pub fn lowest_decile(samples: Vec<f64>) -> f64 {
     percentile(samples, 10)
 }
 
-fn percentile(mut samples: Vec<f64>, part: usize) -> f64 {
+/// The sample that so many of a hundred are below.
+pub fn percentile(mut samples: Vec<f64>, part: usize) -> f64 {
     samples.sort_by(f64::total_cmp);
     let at = samples.len() * part / 100;
     samples.get(at).copied().unwrap_or(f64::NAN)

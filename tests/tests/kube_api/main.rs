@@ -5,6 +5,7 @@ mod enforced;
 mod faults;
 mod kept;
 mod numbers;
+mod scale;
 mod taint;
 mod world;
 

@@ -8,6 +8,7 @@
 )]
 
 mod changes;
+mod cluster;
 mod node;
 mod plans;
 
@@ -15,8 +16,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use clap::Parser;
-use tests::bench::{Form, verdict};
+use clap::{Parser, ValueEnum};
+use tests::bench::{Form, Goal, verdict};
+use tests::crowd::Crowd;
 
 /// Exit code of usage errors and of what could not be measured.
 const EXIT_ERROR: u8 = 2;
@@ -37,6 +39,12 @@ struct Arguments {
     /// Once through everything, with little; no figure means anything, no goal is judged.
     #[arg(long)]
     smoke: bool,
+    /// Only these, separated by commas.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
+    only: Vec<Part>,
+    /// How long pods come and go in the cluster, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = cluster::CHURN.as_secs())]
+    churn: u64,
 }
 
 /// How much of everything.
@@ -52,6 +60,12 @@ struct Sizes {
     changes: usize,
     /// Connections, both families together.
     connections: usize,
+    /// A cluster on an API server.
+    crowd: Crowd,
+    /// Changes of a label there.
+    labels: usize,
+    /// How long its pods come and go.
+    churn: Duration,
     /// Tables are printed, too.
     is_told: bool,
     /// No figure means anything.
@@ -65,6 +79,14 @@ impl Sizes {
         turns: 7,
         changes: 41,
         connections: 100_000,
+        crowd: Crowd {
+            namespaces: 500,
+            policies: 2_000,
+            pods: 20_000,
+            locals: 110,
+        },
+        labels: 400,
+        churn: cluster::CHURN,
         is_told: true,
         is_smoke: false,
     };
@@ -74,6 +96,14 @@ impl Sizes {
         turns: 1,
         changes: 2,
         connections: 20,
+        crowd: Crowd {
+            namespaces: 5,
+            policies: 20,
+            pods: 100,
+            locals: 4,
+        },
+        labels: 4,
+        churn: Duration::from_secs(2),
         is_told: true,
         is_smoke: true,
     };
@@ -81,6 +111,33 @@ impl Sizes {
     fn say(&self, line: &str) {
         if self.is_told {
             println!("{line}");
+        }
+    }
+}
+
+/// A part of the benchmark.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum Part {
+    /// CPU of plans and their writes: one entry, 10 000, 50 000.
+    Plans,
+    /// CPU of one peer that comes or goes, in the whole agent.
+    Peer,
+    /// From a policy file's write to the maps.
+    Policy,
+    /// Connections that are older than the agent.
+    Adoption,
+    /// A large cluster on an API server.
+    Cluster,
+}
+
+impl Part {
+    fn measure(self) -> fn(&Sizes) -> Result<Vec<Goal>> {
+        match self {
+            Self::Plans => plans::measure,
+            Self::Peer => changes::of_a_peer,
+            Self::Policy => changes::of_a_policy,
+            Self::Adoption => changes::adoption,
+            Self::Cluster => cluster::measure,
         }
     }
 }
@@ -102,13 +159,15 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         Sizes::ALL
     };
     sizes.is_told = arguments.output == Form::Table;
+    if !arguments.smoke {
+        sizes.churn = Duration::from_secs(arguments.churn);
+    }
     let mut goals = Vec::new();
-    for measure in [
-        plans::measure,
-        changes::of_a_peer,
-        changes::of_a_policy,
-        changes::adoption,
-    ] {
+    for part in Part::value_variants() {
+        if !arguments.only.is_empty() && !arguments.only.contains(part) {
+            continue;
+        }
+        let measure = part.measure();
         // Each in a world of its own, which goes with its thread.
         let measured = std::thread::spawn(move || measure(&sizes))
             .join()
