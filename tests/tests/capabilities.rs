@@ -81,7 +81,7 @@ fn two_capabilities_are_enough_where_clsact_holds_programs() -> Result<()> {
 }
 
 #[test]
-fn without_the_right_to_bpf_it_ends_and_says_which_it_is() -> Result<()> {
+fn without_the_capability_for_bpf_it_ends_and_says_so() -> Result<()> {
     let stage = stage()?;
     let agent = agent_with(&stage, CapabilitySet::NET_ADMIN, &[])?;
     let ended = agent.wait_end()?;
@@ -91,7 +91,7 @@ fn without_the_right_to_bpf_it_ends_and_says_which_it_is() -> Result<()> {
 }
 
 #[test]
-fn without_the_right_to_a_nodes_network_clsact_holds_nothing_and_that_is_said() -> Result<()> {
+fn without_the_capability_for_interfaces_clsact_holds_nothing_and_that_is_said() -> Result<()> {
     let stage = stage()?;
     let _agent = agent_with(&stage, CapabilitySet::SYS_ADMIN, CLSACT)?;
     wait_until("all pods to have failed", WITHIN, || {
