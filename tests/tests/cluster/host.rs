@@ -59,6 +59,29 @@ pub(crate) fn kubelet_of(node: &str) -> Result<Process> {
     }
 }
 
+/// The agents, one a node. Others of this machine are somebody else's: a lab's, say.
+pub(crate) fn agents() -> Result<Vec<Process>> {
+    let mut agents = Vec::new();
+    for kubelet in running("kubelet")? {
+        let namespace = kubelet.network()?;
+        let mut all = running("picket")?;
+        all.retain(|process| process.network().ok().as_ref() == Some(&namespace));
+        agents.append(&mut all);
+    }
+    Ok(agents)
+}
+
+/// The cluster's API server. One that runs where these tests do is another test's.
+pub(crate) fn api_server() -> Result<Process> {
+    let here = fs::read_link("/proc/self/ns/net").context("looking at this network namespace")?;
+    let mut found = running("kube-apiserver")?;
+    found.retain(|process| process.network().is_ok_and(|namespace| namespace != here));
+    match found[..] {
+        [one] => Ok(one),
+        _ => bail!("{} API servers run in namespaces of their own", found.len()),
+    }
+}
+
 /// The process that holds a pod's network namespace for its containers.
 pub(crate) fn sandbox_of(container: Process) -> Result<Process> {
     container.beside("pause")
@@ -95,14 +118,17 @@ impl Process {
         Ok(words)
     }
 
+    /// What the kernel calls its network namespace.
+    fn network(self) -> Result<PathBuf> {
+        let file = self.file("ns/net");
+        fs::read_link(&file).with_context(|| format!("reading {}", file.display()))
+    }
+
     /// The only process of a program in the same network namespace.
     pub(crate) fn beside(self, program: &str) -> Result<Self> {
-        let namespace = fs::read_link(self.file("ns/net"))?;
-        let is_here = |process: &Self| {
-            fs::read_link(process.file("ns/net")).ok().as_ref() == Some(&namespace)
-        };
+        let namespace = self.network()?;
         let mut found = running(program)?;
-        found.retain(is_here);
+        found.retain(|process| process.network().ok().as_ref() == Some(&namespace));
         match found[..] {
             [one] => Ok(one),
             _ => bail!(

@@ -156,21 +156,16 @@ fn end_attempts(attempts: Vec<Attempts>, during: &str) -> Result<()> {
     Ok(())
 }
 
-/// The agents, one a node.
-fn agents() -> Result<Vec<Process>> {
-    host::running("picket")
-}
-
 /// Kills every agent as the out-of-memory killer would, and waits until others are ready.
 fn replace_agents() -> Result<()> {
-    let before = agents()?;
+    let before = host::agents()?;
     ensure!(before.len() > 1, "an agent on every node: {before:?}");
     for agent in &before {
         agent.signal(Signal::SIGKILL)?;
     }
     let begun = Instant::now();
     wait_until("other agents to be ready", RESTARTED_WITHIN, || {
-        let now = agents()?;
+        let now = host::agents()?;
         ensure!(now.len() == before.len(), "{} agents run", now.len());
         for agent in now {
             ensure!(!before.contains(&agent), "it has not ended yet");
@@ -187,10 +182,7 @@ struct Silence(Process);
 
 impl Silence {
     fn begin() -> Result<Self> {
-        let server = host::running("kube-apiserver")?;
-        let [server] = server[..] else {
-            anyhow::bail!("{} API servers run", server.len());
-        };
+        let server = host::api_server()?;
         server.signal(Signal::SIGSTOP)?;
         Ok(Self(server))
     }
