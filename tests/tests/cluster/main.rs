@@ -12,6 +12,7 @@
 mod boot;
 mod cni_plugin;
 mod deployment;
+mod dns;
 mod first_act;
 mod host;
 mod namespace;
