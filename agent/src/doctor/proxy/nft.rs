@@ -2,8 +2,10 @@
 //! the iptables that is built on it.
 
 use std::io;
+use std::time::Duration;
 
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 /// `NFNL_SUBSYS_NFTABLES` and `NFT_MSG_GETCHAIN`, `NFT_MSG_NEWCHAIN` of linux/netfilter.
 const GET_CHAIN: u16 = 10 << 8 | 4;
@@ -17,14 +19,19 @@ const NLMSG_DONE: u16 = 3;
 /// Lengths of `struct nlmsghdr` and `struct nfgenmsg`.
 const HEADER: usize = 16;
 const FAMILY: usize = 4;
+/// Both: a request that asks for everything.
+const LENGTH: u32 = 20;
 const BUFFER: usize = 64 << 10;
+/// How long the kernel may take to answer: a doctor who waits for ever is none.
+const WITHIN: Duration = Duration::from_secs(2);
 
 /// Every chain of this network namespace as (table, chain).
 pub(super) fn chains() -> io::Result<Vec<(String, String)>> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    let mut request = vec![20, 0, 0, 0];
+    set_socket_timeout(&socket, Timeout::Recv, Some(WITHIN))?;
+    let mut request = LENGTH.to_ne_bytes().to_vec();
     request.extend(GET_CHAIN.to_ne_bytes());
     request.extend(DUMP.to_ne_bytes());
     request.resize(HEADER + FAMILY, 0);
