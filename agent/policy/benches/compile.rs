@@ -87,11 +87,11 @@ fn pod(number: usize, app: usize, size: Size) -> Pod {
             ("pod-template-hash", format!("{:x}", number / 5)),
         ]),
         addresses: vec![IpAddr::V4(Ipv4Addr::new(10, b, c, d))],
-        ports: vec![ContainerPort {
+        ports: Arc::from([ContainerPort {
             name: "http".to_owned(),
             protocol: Protocol::TCP,
             port: if number.is_multiple_of(4) { 80 } else { 8080 },
-        }],
+        }]),
         created: 1,
         ..Pod::new(
             PodUid(format!("uid-{number}").into()),

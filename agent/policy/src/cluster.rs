@@ -7,6 +7,7 @@ mod changes;
 pub mod labels;
 mod namespaces;
 mod owners;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use self::labels::LabelIndex;
 use self::namespaces::{Home, PodSlot};
 use self::owners::Owners;
+use self::shared::Shared;
 use crate::hash::HashMap;
 use crate::model::{
     Change, Direction, Namespace, NamespaceScope, Node, ObjectName, Phase, Pod, PodUid, Policy,
@@ -69,8 +71,9 @@ pub struct Cluster {
     slots: Vec<Option<Arc<Pod>>>,
     free: Vec<PodSlot>,
     by_uid: HashMap<PodUid, PodSlot>,
-    by_name: HashMap<ObjectName, BTreeSet<(i64, PodUid)>>,
-    owners: Owners,
+    by_name: Owners<ObjectName>,
+    by_address: Owners<IpAddr>,
+    shared: Shared,
     /// Pods that selectors may select, of every namespace.
     labels: LabelIndex<PodSlot>,
     homes: BTreeMap<Arc<str>, Home>,
@@ -114,8 +117,7 @@ impl Cluster {
 
     /// The pod of this name; the newest when one is being replaced by another.
     pub fn pod_named(&self, name: &ObjectName) -> Option<&Arc<Pod>> {
-        let (_, uid) = self.by_name.get(name)?.last()?;
-        self.pod(uid)
+        self.at(self.by_name.owner_of(name)?)
     }
 
     /// Every pod, in no particular order.
@@ -191,7 +193,7 @@ impl Cluster {
     /// UID. A hostNetwork pod owns no address (it shows its node's), a completed one none any
     /// more, a terminating one keeps its own.
     pub fn owner_of(&self, address: IpAddr) -> Option<&Arc<Pod>> {
-        self.at(self.owners.owner_of(address)?)
+        self.at(self.by_address.owner_of(&address)?)
     }
 
     /// The pods a peer selects, in no particular order, seen from a policy in `own_namespace`.

@@ -122,14 +122,14 @@ pub(crate) fn nodes_at(cluster: &Cluster, address: IpAddr) -> BTreeSet<&str> {
         .pods()
         .filter(|pod| pod.host_network && pod.phase != Phase::Completed)
         .filter(|pod| pod.addresses.contains(&address))
-        .map(|pod| pod.node.as_str());
+        .map(|pod| &*pod.node);
     stated.chain(shown).collect()
 }
 
 /// True when the pod runs on one of these nodes. Without a `spec.nodeName` it runs on the node
 /// without a name: manifests that name no node describe a single one.
 pub(crate) fn is_node_of(pod: &Pod, nodes: &BTreeSet<&str>) -> bool {
-    nodes.contains(pod.node.as_str())
+    nodes.contains(&*pod.node)
 }
 
 /// Judges a packet between an endpoint and a peer's address at the endpoint's side. `port` is

@@ -1,4 +1,4 @@
-//! The one hash map of this crate.
+//! The hash map of this crate, and its set.
 //!
 //! Tenants choose names and labels, so a hash is keyed: with 64 bits of the operating system's
 //! randomness for the process, and as many for each map. `SipHash` is keyed too and took a fifth of
@@ -14,6 +14,9 @@ use foldhash::quality::{FoldHasher, SeedableRandomState};
 
 /// A hash map with a fast keyed hasher.
 pub type HashMap<K, V> = std::collections::HashMap<K, V, Keyed>;
+
+/// A hash set with the same.
+pub type HashSet<T> = std::collections::HashSet<T, Keyed>;
 
 /// Makes hashers that nobody outside this process can foresee.
 #[derive(Clone, Debug)]

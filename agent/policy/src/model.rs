@@ -1,9 +1,10 @@
 //! Policies, pods and namespaces after validation: no `Option` or empty list that secretly means
 //! something, except where Kubernetes itself gives the empty list a meaning and the type says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 
 pub use agent_common::{Direction, Reason, RuleId, Verdict};
@@ -11,8 +12,72 @@ use ipnet::IpNet;
 
 use crate::selector::Selector;
 
-/// Labels of a pod or namespace.
-pub type Labels = BTreeMap<String, String>;
+/// Labels of a pod or namespace. Copies share what they hold until one is changed.
+#[derive(Clone, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Labels(Arc<BTreeMap<String, String>>);
+
+impl Labels {
+    /// No labels.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets a label; its value before, if it had one.
+    pub fn insert(&mut self, key: String, value: String) -> Option<String> {
+        Arc::make_mut(&mut self.0).insert(key, value)
+    }
+
+    /// Takes a label away; its value, if it had one.
+    pub fn remove(&mut self, key: &str) -> Option<String> {
+        Arc::make_mut(&mut self.0).remove(key)
+    }
+
+    /// What copies of these share.
+    pub(crate) fn shared(&mut self) -> &mut Arc<BTreeMap<String, String>> {
+        &mut self.0
+    }
+}
+
+impl fmt::Debug for Labels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Deref for Labels {
+    type Target = BTreeMap<String, String>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl From<BTreeMap<String, String>> for Labels {
+    fn from(labels: BTreeMap<String, String>) -> Self {
+        Self(Arc::new(labels))
+    }
+}
+
+impl<const N: usize> From<[(String, String); N]> for Labels {
+    fn from(labels: [(String, String); N]) -> Self {
+        BTreeMap::from(labels).into()
+    }
+}
+
+impl FromIterator<(String, String)> for Labels {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(labels: I) -> Self {
+        labels.into_iter().collect::<BTreeMap<_, _>>().into()
+    }
+}
+
+impl<'a> IntoIterator for &'a Labels {
+    type Item = (&'a String, &'a String);
+    type IntoIter = btree_map::Iter<'a, String, String>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
 
 /// Name of a namespaced object.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -122,7 +187,7 @@ pub struct Pod {
     /// `status.podIPs`, or `status.podIP`.
     pub addresses: Vec<IpAddr>,
     /// Container ports as declared, of containers and of init containers that keep running.
-    pub ports: Vec<ContainerPort>,
+    pub ports: Arc<[ContainerPort]>,
     /// Shares the node's network: not enforced, not selected, seen as its node.
     pub host_network: bool,
     /// Phase.
@@ -130,9 +195,9 @@ pub struct Pod {
     /// `metadata.creationTimestamp`, seconds since 1970; 0 when absent.
     pub created: i64,
     /// `spec.nodeName`; empty when not scheduled.
-    pub node: String,
+    pub node: Arc<str>,
     /// Owning workload (`Deployment/name`); a bare pod is its own.
-    pub workload: String,
+    pub workload: Arc<str>,
     /// `picket.dev/…` annotations.
     pub annotations: Labels,
 }
@@ -146,12 +211,12 @@ impl Pod {
             name,
             labels: Labels::new(),
             addresses: Vec::new(),
-            ports: Vec::new(),
+            ports: Arc::default(),
             host_network: false,
             phase: Phase::Live,
             created: 0,
-            node: String::new(),
-            workload: String::new(),
+            node: Arc::default(),
+            workload: Arc::default(),
             annotations: Labels::new(),
         }
     }

@@ -102,15 +102,15 @@ pub(crate) fn pod() -> impl Strategy<Value = Pod> {
                 let name = ObjectName::new(namespace, format!("pod-{number}"));
                 Pod {
                     uid: PodUid(Arc::from(format!("{name}-{uid}"))),
-                    workload: format!("Pod/{}", name.name),
+                    workload: format!("Pod/{}", name.name).into(),
                     name,
                     labels,
                     addresses,
-                    ports,
+                    ports: ports.into(),
                     host_network,
                     phase,
                     created,
-                    node: node.to_owned(),
+                    node: node.into(),
                     annotations: Labels::new(),
                 }
             },

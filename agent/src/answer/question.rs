@@ -260,7 +260,7 @@ pub(crate) fn declared_ports(to: &Resolved) -> Vec<PortReference> {
         .ends
         .iter()
         .filter_map(|end| match end {
-            End::Pod(pod) => Some(&pod.ports),
+            End::Pod(pod) => Some(pod.ports.iter()),
             End::Address(_) => None,
         })
         .flatten()
@@ -292,8 +292,8 @@ mod tests {
         for change in [
             Change::Pod(Box::new(Pod {
                 addresses: vec![IpAddr::from([10, 0, 0, 1])],
-                node: "node-a".to_owned(),
-                workload: "Pod/api".to_owned(),
+                node: "node-a".into(),
+                workload: "Pod/api".into(),
                 ..Pod::new(PodUid("shop/api".into()), ObjectName::new("shop", "api"))
             })),
             Change::Node(Node {

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -169,7 +169,7 @@ pub fn resolve(
                 return one_pod(pod);
             }
             let workloads: BTreeSet<&str> = living(cluster, namespace)
-                .map(|pod| pod.workload.as_str())
+                .map(|pod| &*pod.workload)
                 .filter(|workload| workload.split_once('/').is_some_and(|(_, its)| its == name))
                 .collect();
             let mut named = workloads.iter();
@@ -229,10 +229,10 @@ pub fn pod_party(pod: &Pod) -> Party {
     Party {
         namespace: Some(pod.name.namespace.to_string()),
         pod: Some(pod.name.name.to_string()),
-        workload: Some(pod.workload.clone()).filter(|workload| !workload.is_empty()),
+        workload: Some(pod.workload.to_string()).filter(|workload| !workload.is_empty()),
         node: None,
         ip: pod.addresses.first().map(ToString::to_string),
-        labels: pod.labels.clone(),
+        labels: BTreeMap::clone(&pod.labels),
     }
 }
 
@@ -301,7 +301,7 @@ fn workload(
     workload: &str,
 ) -> Option<Result<Resolved, ResolveError>> {
     let mut pods: Vec<&Arc<Pod>> = living(cluster, namespace)
-        .filter(|pod| pod.workload == workload)
+        .filter(|pod| *pod.workload == *workload)
         .collect();
     pods.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     let first = *pods.first()?;
@@ -317,7 +317,7 @@ fn workload(
         ))));
     }
     // Labels that every replica has; a canary's differ.
-    let mut labels = first.labels.clone();
+    let mut labels = BTreeMap::clone(&first.labels);
     labels.retain(|key, value| pods.iter().all(|pod| pod.labels.get(key) == Some(value)));
     let party = Party {
         namespace: Some(namespace.to_owned()),

@@ -207,8 +207,8 @@ mod tests {
             Change::Pod(Box::new(Pod {
                 labels: Labels::from([("app".to_owned(), workload.to_owned())]),
                 addresses: vec![IpAddr::from([10, 0, 0, last])],
-                node: "node-a".to_owned(),
-                workload: format!("Deployment/{workload}"),
+                node: "node-a".into(),
+                workload: format!("Deployment/{workload}").into(),
                 ..Pod::new(
                     PodUid(format!("{namespace}/{name}").into()),
                     ObjectName::new(namespace, name),

@@ -154,7 +154,7 @@ fn told(view: &View<'_>) -> Told {
         view.config
             .node
             .as_ref()
-            .is_none_or(|node| *node == pod.node)
+            .is_none_or(|node| **node == *pod.node)
     };
     let reading = Reading {
         node: view.config.node.clone(),
@@ -454,7 +454,7 @@ fn endpoint(
         pod: endpoint.pod.name.to_string(),
         workload: pod.map_or_else(
             || format!("Pod/{}", endpoint.pod.name),
-            |pod| pod.workload.clone(),
+            |pod| pod.workload.to_string(),
         ),
         addresses: endpoint
             .interface

@@ -366,7 +366,7 @@ impl Locals {
     }
 
     fn is_local(&self, pod: &Pod) -> bool {
-        let is_here = self.node.as_ref().is_none_or(|node| *node == pod.node);
+        let is_here = self.node.as_ref().is_none_or(|node| **node == *pod.node);
         is_here && !pod.host_network
     }
 

@@ -48,7 +48,7 @@ pub fn read(directory: &Path) -> Result<Manifests> {
     };
     for mut change in loaded.changes {
         match &mut change {
-            Change::Pod(pod) => NODE.clone_into(&mut pod.node),
+            Change::Pod(pod) => pod.node = NODE.into(),
             Change::Node(node) => {
                 manifests.node_addresses.append(&mut node.addresses);
                 continue;

@@ -32,11 +32,11 @@ pub fn pod(place: usize, half: usize, addresses: &Addresses) -> Pod {
     Pod {
         labels: labels.into_iter().collect(),
         addresses: addresses.to_vec(),
-        ports: vec![ContainerPort {
+        ports: Arc::from([ContainerPort {
             name: "http".to_owned(),
             protocol: Protocol::TCP,
             port,
-        }],
+        }]),
         ..Pod::new(PodUid(Arc::from(format!("uid-{place}"))), name(place))
     }
 }

@@ -9,7 +9,8 @@ use super::{Cluster, Touched, is_selectable};
 use crate::model::{Namespace, Node, ObjectName, Pod, PodUid, Policy};
 
 impl Cluster {
-    pub(super) fn put_pod(&mut self, pod: Pod) -> Touched {
+    pub(super) fn put_pod(&mut self, mut pod: Pod) -> Touched {
+        self.shared.share(&mut pod);
         let uid = pod.uid.clone();
         self.replace_pod(&uid, Some(Arc::new(pod)))
     }
@@ -54,16 +55,15 @@ impl Cluster {
             PodSlot::try_from(self.slots.len() - 1).expect("fewer than 2^32 pods")
         });
         self.by_uid.insert(pod.uid.clone(), slot);
-        self.by_name
-            .entry(pod.name.clone())
-            .or_default()
-            .insert((pod.created, pod.uid.clone()));
+        self.by_name.insert(pod.name.clone(), slot, &pod);
         let home = self.home(&pod.name.namespace);
         home.pods.insert(slot);
         if is_selectable(&pod) {
             home.labels.insert(&slot, &pod.labels);
             self.labels.insert(&slot, &pod.labels);
-            self.owners.insert(slot, &pod);
+            for address in &pod.addresses {
+                self.by_address.insert(*address, slot, &pod);
+            }
         }
         if let Some(place) = self.slots.get_mut(slot as usize) {
             *place = Some(pod);
@@ -74,12 +74,7 @@ impl Cluster {
         let Some(slot) = self.by_uid.remove(&pod.uid) else {
             return;
         };
-        if let Some(uids) = self.by_name.get_mut(&pod.name) {
-            uids.remove(&(pod.created, pod.uid.clone()));
-            if uids.is_empty() {
-                self.by_name.remove(&pod.name);
-            }
-        }
+        self.by_name.remove(pod.name.clone(), slot, pod);
         if let Some(home) = self.homes.get_mut(&pod.name.namespace) {
             home.pods.remove(&slot);
             if is_selectable(pod) {
@@ -88,7 +83,9 @@ impl Cluster {
         }
         if is_selectable(pod) {
             self.labels.remove(&slot, &pod.labels);
-            self.owners.remove(slot, pod);
+            for address in &pod.addresses {
+                self.by_address.remove(*address, slot, pod);
+            }
         }
         if let Some(place) = self.slots.get_mut(slot as usize) {
             *place = None;

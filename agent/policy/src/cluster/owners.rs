@@ -1,19 +1,19 @@
-//! Which pod an address belongs to.
+//! Which pod an address or a name belongs to, of those that state it.
 
 use std::collections::hash_map::Entry;
-use std::net::IpAddr;
+use std::hash::Hash;
 
 use super::namespaces::PodSlot;
 use crate::hash::HashMap;
 use crate::model::{Pod, PodUid};
 
-/// The pods that state an address, by address.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Owners {
-    claims: HashMap<IpAddr, Claims>,
+/// The pods that state something, by what they state.
+#[derive(Clone, Debug)]
+pub(super) struct Owners<T> {
+    claims: HashMap<T, Claims>,
 }
 
-/// Who states one address: nearly always one pod, which is why it needs no place of its own.
+/// Who states one thing: nearly always one pod, which is why it needs no place of its own.
 #[derive(Clone, Debug)]
 struct Claims {
     /// The one that owns it.
@@ -22,7 +22,7 @@ struct Claims {
     earlier: Vec<Claim>,
 }
 
-/// In order of precedence: the last one owns the address.
+/// In order of precedence: the last one is the owner.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 struct Claim {
     created: i64,
@@ -30,38 +30,42 @@ struct Claim {
     slot: PodSlot,
 }
 
-impl Owners {
-    pub(super) fn owner_of(&self, address: IpAddr) -> Option<PodSlot> {
-        Some(self.claims.get(&address)?.latest.slot)
-    }
-
-    pub(super) fn insert(&mut self, slot: PodSlot, pod: &Pod) {
-        for address in &pod.addresses {
-            let claim = claim(slot, pod);
-            match self.claims.entry(*address) {
-                Entry::Occupied(mut claims) => claims.get_mut().insert(claim),
-                Entry::Vacant(place) => {
-                    place.insert(Claims {
-                        latest: claim,
-                        earlier: Vec::new(),
-                    });
-                }
-            }
-        }
-    }
-
-    pub(super) fn remove(&mut self, slot: PodSlot, pod: &Pod) {
-        for address in &pod.addresses {
-            if let Entry::Occupied(mut claims) = self.claims.entry(*address)
-                && claims.get_mut().remove(&claim(slot, pod)) == Left::Nobody
-            {
-                claims.remove();
-            }
+impl<T> Default for Owners<T> {
+    fn default() -> Self {
+        Self {
+            claims: HashMap::default(),
         }
     }
 }
 
-/// Whether an address is stated by anybody still.
+impl<T: Eq + Hash> Owners<T> {
+    pub(super) fn owner_of(&self, stated: &T) -> Option<PodSlot> {
+        Some(self.claims.get(stated)?.latest.slot)
+    }
+
+    pub(super) fn insert(&mut self, stated: T, slot: PodSlot, pod: &Pod) {
+        let claim = claim(slot, pod);
+        match self.claims.entry(stated) {
+            Entry::Occupied(mut claims) => claims.get_mut().insert(claim),
+            Entry::Vacant(place) => {
+                place.insert(Claims {
+                    latest: claim,
+                    earlier: Vec::new(),
+                });
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, stated: T, slot: PodSlot, pod: &Pod) {
+        if let Entry::Occupied(mut claims) = self.claims.entry(stated)
+            && claims.get_mut().remove(&claim(slot, pod)) == Left::Nobody
+        {
+            claims.remove();
+        }
+    }
+}
+
+/// Whether anybody states it still.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Left {
     Somebody,

@@ -87,15 +87,15 @@ fn a_change_touches_an_address_only_where_its_owner_looks_different() {
     let mut web = pod("web", "10.0.0.1");
     assert_eq!(put(&mut cluster, &web), touched_pod("web", &["10.0.0.1"]));
     assert!(put(&mut cluster, &web).is_empty(), "nothing changed");
-    web.node = "node-1".to_owned();
+    web.node = "node-1".into();
     assert_eq!(put(&mut cluster, &web), touched_pod("web", &[]));
     web.labels.insert("tier".to_owned(), "edge".to_owned());
     assert_eq!(put(&mut cluster, &web), touched_pod("web", &["10.0.0.1"]));
-    web.ports.push(ContainerPort {
+    web.ports = Arc::from([ContainerPort {
         name: "http".to_owned(),
         protocol: Protocol::TCP,
         port: 80,
-    });
+    }]);
     assert_eq!(put(&mut cluster, &web), touched_pod("web", &["10.0.0.1"]));
     web.addresses = vec!["10.0.0.2".parse().unwrap()];
     let moved = touched_pod("web", &["10.0.0.1", "10.0.0.2"]);
@@ -232,6 +232,7 @@ proptest! {
         }
         cluster.slots.clear();
         cluster.free.clear();
+        cluster.shared.sweep();
         prop_assert_eq!(format!("{cluster:?}"), format!("{:?}", Cluster::new()));
     }
 
@@ -260,7 +261,7 @@ proptest! {
                 owner.uid.clone(),
                 owner.name.clone(),
                 owner.labels.clone(),
-                owner.ports.clone(),
+                Arc::clone(&owner.ports),
             ))
         };
         for address in all {

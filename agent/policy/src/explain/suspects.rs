@@ -253,7 +253,7 @@ fn undeclared(cluster: &Cluster, flow: &Flow<'_>, near: &NearRule) -> Vec<Suspec
                     name: name.clone(),
                     protocol: *protocol,
                     pod: pod.name.clone(),
-                    declared: pod.ports.clone(),
+                    declared: pod.ports.to_vec(),
                 })
             }
             PortMatch::Named { .. } | PortMatch::Range { .. } | PortMatch::Protocol(_) => None,

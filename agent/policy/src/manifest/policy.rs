@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use super::rules::{self, THIS_RULE};
 use super::{Reader, UNNAMED, name_or_unnamed, namespace_or_default, our_annotations, syntax};
-use crate::model::{Direction, Finding, ObjectName, Policy, Rule};
+use crate::model::{Direction, Finding, Labels, ObjectName, Policy, Rule};
 use crate::selector::Selector;
 
 /// Why a part has the wrong form: at which field, and what is wrong.
@@ -95,7 +95,7 @@ pub(super) fn closed(namespace: &str, name: &str) -> Policy {
         isolates_egress: true,
         ingress: Vec::new(),
         egress: Vec::new(),
-        annotations: BTreeMap::new(),
+        annotations: Labels::new(),
     }
 }
 

@@ -131,7 +131,7 @@ impl Reader {
                 );
             }
         }
-        labels
+        labels.into()
     }
 
     pub(super) fn address(&mut self, addresses: &mut Vec<IpAddr>, field: String, text: &str) {

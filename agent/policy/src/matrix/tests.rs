@@ -21,8 +21,8 @@ fn pod(name: &str, addresses: &[&str], ports: &[(Protocol, u16)]) -> Pod {
                 port: *port,
             })
             .collect(),
-        node: "node-1".to_owned(),
-        workload: format!("Pod/{name}"),
+        node: "node-1".into(),
+        workload: format!("Pod/{name}").into(),
         ..Pod::new(PodUid(Arc::from(name)), ObjectName::new("shop", name))
     }
 }
@@ -208,7 +208,7 @@ fn a_host_network_pod_stands_with_its_nodes_address() {
 fn a_pod_lets_in_its_nodes_address_and_host_network_pods_but_not_those_of_other_nodes() {
     let host = |name: &str, address: &str, node: &str| Pod {
         host_network: true,
-        node: node.to_owned(),
+        node: node.into(),
         ..pod(name, &[address], &[])
     };
     let mut cluster = cluster(&[

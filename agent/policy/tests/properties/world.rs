@@ -146,12 +146,12 @@ pub(crate) fn pod_of(index: impl Strategy<Value = usize>) -> impl Strategy<Value
             ),
             labels: labels(&[("app", app), ("tier", tier)]),
             addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
-            ports,
+            ports: ports.into(),
             host_network: host_network && index >= LOCAL,
             phase,
             created,
-            node: String::new(),
-            workload: String::new(),
+            node: "".into(),
+            workload: "".into(),
             annotations: Labels::new(),
         }))
     })

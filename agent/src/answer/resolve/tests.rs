@@ -14,7 +14,7 @@ fn pod(namespace: &str, name: &str, workload: &str, address: Option<&str>) -> Po
             .map(|address| address.parse().unwrap())
             .into_iter()
             .collect(),
-        workload: workload.to_owned(),
+        workload: workload.into(),
         ..Pod::new(
             PodUid(format!("{namespace}/{name}").into()),
             ObjectName::new(namespace, name),
@@ -75,7 +75,7 @@ fn a_workload_shows_only_labels_that_all_its_pods_have() {
     let resolved = resolve(&cluster(), &"shop/deploy/api".parse().unwrap(), "x").unwrap();
     assert_eq!(
         resolved.party.labels,
-        Labels::from([("app".to_owned(), "api".to_owned())])
+        BTreeMap::from([("app".to_owned(), "api".to_owned())])
     );
 }
 

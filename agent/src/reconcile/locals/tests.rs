@@ -9,8 +9,8 @@ use super::*;
 fn pod(name: &str, address: &str, node: &str) -> Pod {
     Pod {
         addresses: vec![address.parse().unwrap()],
-        node: node.to_owned(),
-        workload: name.to_owned(),
+        node: node.into(),
+        workload: name.into(),
         ..Pod::new(PodUid(name.into()), ObjectName::new("shop", name))
     }
 }

@@ -55,16 +55,16 @@ status: {phase: Running, podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1
             name: ObjectName::new("shop", "web-5d9f-x"),
             labels: words(&[("app", "web"), ("pod-template-hash", "5d9f")]),
             addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
-            ports: vec![
+            ports: Arc::from([
                 port("http", Protocol::TCP, 80),
                 port("dns", Protocol::UDP, 53),
                 port("metrics", Protocol::TCP, 9090),
-            ],
+            ]),
             host_network: false,
             phase: Phase::Live,
             created: 1_767_323_045,
-            node: "node-1".to_owned(),
-            workload: "Deployment/web".to_owned(),
+            node: "node-1".into(),
+            workload: "Deployment/web".into(),
             annotations: words(&[("picket.dev/allow-source", "10.1.0.0/16")]),
         }
     );
@@ -100,7 +100,7 @@ fn without_uid_a_pod_is_its_name_and_without_namespace_it_is_in_default() {
     let (pod, findings) = pod_of("metadata: {name: p}");
     assert_eq!(findings, []);
     assert_eq!(pod.uid, PodUid(Arc::from("default/p")));
-    assert_eq!(pod.workload, "Pod/p");
+    assert_eq!(&*pod.workload, "Pod/p");
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn what_a_cron_job_made_belongs_to_the_cron_job() {
             "metadata: {{name: p, ownerReferences: [{{kind: {kind}, name: {owner}, apiVersion: v1, \
              uid: u}}]}}"
         ));
-        assert_eq!(pod.workload, expected, "{kind} {owner}");
+        assert_eq!(&*pod.workload, expected, "{kind} {owner}");
     }
 }
 
