@@ -55,6 +55,17 @@ pub struct Memory {
     pub peak: u64,
     /// Of what is resident, what is no file's.
     pub anonymous: u64,
+    /// Of what is resident, the kernel's maps that it looks into.
+    pub maps: u64,
+}
+
+/// How soon a change was in the maps, in ms.
+#[derive(Clone, Copy, Debug)]
+pub struct Reaction {
+    /// After a watch of the test's own told of it; 0 when the agent was sooner.
+    pub since_event: f64,
+    /// After the API server was asked for it.
+    pub since_request: f64,
 }
 
 /// An agent at work in a scene.
@@ -129,9 +140,9 @@ impl Scene {
         })
     }
 
-    /// How long after the watch's event a changed label is in the maps, each time, in ms. The pods
-    /// are other nodes'; policies admit them to this node's when they have the label.
-    pub fn changes(&self, changes: usize) -> Result<Vec<f64>> {
+    /// How soon a changed label is in the maps, each time. The pods are other nodes'; policies admit
+    /// them to this node's when they have the label.
+    pub fn changes(&self, changes: usize) -> Result<Vec<Reaction>> {
         let peers: HashMap<MapData, [u8; 16], u64> =
             Map::HashMap(MapData::from_pin(pinned("PEERS_EXACT"))?).try_into()?;
         let pods = self.crowd.locals..self.crowd.pods;
@@ -147,10 +158,10 @@ impl Scene {
             let before = peers.get(&key, 0).ok();
             let (crowd, client) = (self.crowd, self.client.clone());
             let is_friend = change.is_multiple_of(2);
+            let began = Instant::now();
             let asked = self
                 .runtime
                 .spawn(async move { crowd.befriend(&client, pod, is_friend).await });
-            let began = Instant::now();
             while peers.get(&key, 0).ok() == before {
                 if began.elapsed() > PATIENCE {
                     self.runtime.block_on(asked)??;
@@ -162,7 +173,11 @@ impl Scene {
             let heard = heard
                 .recv_timeout(PATIENCE)
                 .context("waiting for the watch")?;
-            took.push(written.saturating_duration_since(heard).as_secs_f64() * 1e3);
+            let ms = |from| written.saturating_duration_since(from).as_secs_f64() * 1e3;
+            took.push(Reaction {
+                since_event: ms(heard),
+                since_request: ms(began),
+            });
             self.runtime.block_on(asked)??;
         }
         Ok(took)
@@ -248,6 +263,7 @@ impl Run {
             rss: kib("VmRSS:")?,
             peak: kib("VmHWM:")?,
             anonymous: kib("RssAnon:")?,
+            maps: mapped_maps(self.agent.pid())?,
         })
     }
 
@@ -260,4 +276,27 @@ impl Run {
     pub fn stop(self) -> Result<()> {
         self.agent.stop()
     }
+}
+
+/// KiB of BPF maps among what is resident of a process.
+fn mapped_maps(pid: u32) -> Result<u64> {
+    let file = format!("/proc/{pid}/smaps");
+    let text = fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;
+    let (mut is_map, mut sum) = (false, 0);
+    for line in text.lines() {
+        if let Some(kib) = line.strip_prefix("Rss:") {
+            let kib: Option<u64> = kib
+                .trim()
+                .strip_suffix(" kB")
+                .and_then(|kib| kib.parse().ok());
+            sum += kib.filter(|_| is_map).unwrap_or_default();
+        } else if line
+            .split(' ')
+            .next()
+            .is_some_and(|range| range.contains('-'))
+        {
+            is_map = line.ends_with("anon_inode:bpf-map");
+        }
+    }
+    Ok(sum)
 }

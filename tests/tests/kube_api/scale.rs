@@ -26,9 +26,10 @@ fn an_agent_enforces_in_a_crowd_and_follows_it() -> Result<()> {
     scene.grow(&CROWD)?;
     let run = scene.start()?;
     let memory = run.memory_at_rest()?;
-    let changes = scene.changes(CHANGES)?;
+    let changes = scene.changes(CHANGES)?.into_iter();
+    let changes: Vec<f64> = changes.map(|change| change.since_request).collect();
     println!(
-        "{CROWD:?}: enforced after {:.1} s; a label's change is in the maps {:.1} ms after its event \
+        "{CROWD:?}: enforced after {:.1} s; a label's change is in the maps {:.1} ms after its request \
          at the median, {:.1} ms at most; {} MiB resident, {} MiB of the cgroup",
         run.enforced.as_secs_f32(),
         median(changes.clone()),
