@@ -219,14 +219,7 @@ fn a_cache_on_the_node_is_asked_by_whom_policy_lets_reach_its_addresses() -> Res
         objects.extend(pods.map(|(place, cache)| pod(role, place, *cache, &node)));
     }
     namespace.apply_all(&objects)?;
-    let ready = [
-        "wait",
-        "--for=condition=Ready",
-        "pod",
-        "--all",
-        "--timeout=60s",
-    ];
-    namespace.kubectl(&ready)?;
+    namespace.all_ready()?;
     let type_of = if api.contains(':') {
         "-type=aaaa"
     } else {

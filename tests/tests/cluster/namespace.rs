@@ -161,6 +161,13 @@ impl Namespace {
         Ok(())
     }
 
+    /// Waits until every pod is ready.
+    pub(crate) fn all_ready(&self) -> Result<()> {
+        let wait = ["wait", "--for=condition=Ready", "pod", "--all"];
+        self.kubectl(&[wait.as_slice(), &["--timeout=60s"]].concat())?;
+        Ok(())
+    }
+
     /// The pods of an app: name, and addresses as they stand before a port.
     pub(crate) fn pods(&self, app: &str) -> Result<Vec<(String, Vec<String>)>> {
         let pods = self.pods_with(&format!("app={app}"))?;

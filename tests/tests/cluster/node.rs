@@ -42,14 +42,7 @@ fn isolated(namespace: &Namespace, node: &str) -> Result<Vec<SocketAddr>> {
         "spec": {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]},
     }))?;
     namespace.apply_all(&[pod("server", node), pod("stranger", node)])?;
-    let ready = [
-        "wait",
-        "--for=condition=Ready",
-        "pod",
-        "--all",
-        "--timeout=60s",
-    ];
-    namespace.kubectl(&ready)?;
+    namespace.all_ready()?;
     let pods = namespace.pods("server")?;
     let (_, addresses) = pods.first().context("the server")?;
     let addresses = addresses.iter().map(|address| format!("{address}:8080"));
