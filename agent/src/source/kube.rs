@@ -10,6 +10,7 @@
 
 mod api;
 mod backoff;
+mod blocks;
 mod follow;
 mod items;
 mod kept;

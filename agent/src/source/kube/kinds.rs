@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use agent_policy::manifest;
 use agent_policy::model::{Change, Finding, ObjectName};
+use bytes::Bytes;
 use k8s_openapi::api::core::v1 as core;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::super::object::{self, Key, Kind, Object, Reading};
+use super::blocks::Blocks;
 use super::taint::{self, Taint};
 use super::trimmed;
 
@@ -132,7 +134,7 @@ pub(super) struct Item {
     /// Startup taints, if it is the node that the reader was told of.
     pub(super) startup_taints: Vec<Taint>,
     /// The object as JSON, no longer than policy needs: read again, it says the same.
-    pub(super) document: Vec<u8>,
+    pub(super) document: Bytes,
 }
 
 /// Which object, and which state of it.
@@ -154,6 +156,7 @@ pub(super) struct Nameless(String);
 pub(super) struct Reader {
     watched: &'static Watched,
     namespaces: Interned,
+    documents: Blocks,
     own_node: Option<Arc<str>>,
 }
 
@@ -162,6 +165,7 @@ impl Reader {
         Self {
             watched,
             namespaces: Interned::default(),
+            documents: Blocks::default(),
             own_node: None,
         }
     }
@@ -231,7 +235,7 @@ impl Reader {
         Ok(Item {
             id,
             reading,
-            document,
+            document: self.documents.keep(&document),
             startup_taints: if is_own { taint::on(bytes) } else { Vec::new() },
         })
     }

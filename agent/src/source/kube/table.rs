@@ -8,6 +8,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 
 use agent_policy::model::{Change, Finding, ObjectName, PodUid};
+use bytes::Bytes;
 
 use super::super::object::{Kind, Object, Reading};
 use super::super::store::uid_of;
@@ -67,7 +68,7 @@ struct Untold {
 #[derive(Debug)]
 struct Now {
     change: Change,
-    document: Vec<u8>,
+    document: Bytes,
 }
 
 /// What was told of an object, for whoever keeps it.
@@ -76,7 +77,7 @@ pub(super) struct Told {
     pub(super) kind: Kind,
     pub(super) name: ObjectName,
     /// The object as [`Item::document`] has it; `None` when it is gone.
-    pub(super) document: Option<Vec<u8>>,
+    pub(super) document: Option<Bytes>,
 }
 
 /// Changes since somebody asked last.
@@ -219,7 +220,7 @@ impl Table {
         entry.list = list;
     }
 
-    fn put_object(&mut self, id: Id, object: Object, document: Vec<u8>) {
+    fn put_object(&mut self, id: Id, object: Object, document: Bytes) {
         self.find(&id.name, object.findings);
         let Some(change) = object.change else {
             self.keep(&id);
