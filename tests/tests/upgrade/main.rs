@@ -18,6 +18,7 @@ use agent::dto::{EndpointState, Status};
 use agent_common::maps::LAYOUT_VERSION;
 use anyhow::{Context as _, Result, ensure};
 use tests::lab::agent::{Agent, ask, log, metric, picket, picket_of_next_layout, run_picket};
+use tests::lab::namespace::sysctl;
 use tests::lab::objects::{namespace, pod, policy};
 use tests::lab::pins::PINS;
 use tests::lab::stage::Stage;
@@ -89,6 +90,12 @@ fn node(tracks: bool) -> Result<Stage> {
     let stage = Stage::without_agent(&manifests(true, ""))?;
     if tracks {
         stage.lab.track_connections()?;
+        // A version that goes back knows of idle flows what the kernel does, which forgets UDP's
+        // after 30 s (nf_conntrack-sysctl): a busy machine takes longer for a few changes.
+        stage
+            .lab
+            .node()
+            .enter(|| sysctl("netfilter/nf_conntrack_udp_timeout", "600"))?;
     }
     Ok(stage)
 }
