@@ -9,6 +9,7 @@ mod can;
 mod client;
 mod cni;
 mod completion;
+mod directories;
 mod doctor;
 mod explain;
 mod flows;

@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use super::Outcome;
+use super::directories::Directories;
 use crate::config::{
-    Config, DEFAULT_CNI_WAIT, DEFAULT_DENIED_RETENTION, DEFAULT_NETNS, DEFAULT_PINS,
-    DEFAULT_SOCKET, DEFAULT_STATE, LogFormat, MidStreamGrace, OnCut, Options, Plugin, Posture,
+    Config, DEFAULT_CNI_WAIT, DEFAULT_DENIED_RETENTION, DEFAULT_NETNS, DEFAULT_SOCKET, LogFormat,
+    MidStreamGrace, OnCut, Options, Plugin, Posture,
 };
 use crate::dataplane::Method;
-use crate::endpoints::DEFAULT_CNI_RESULTS;
-use crate::plugin::{DEFAULT_BIN_DIR, DEFAULT_CONF_DIR, OnTimeout, Places};
+use crate::plugin::{OnTimeout, Places};
 
 /// Set in every container of a cluster.
 const IN_CLUSTER: &str = "KUBERNETES_SERVICE_HOST";
@@ -47,20 +47,11 @@ pub(super) struct Args {
     /// Unix socket of the API, for the other commands
     #[arg(long, value_name = "PATH", env = "PICKET_SOCKET", default_value = DEFAULT_SOCKET)]
     socket: PathBuf,
-    /// Directory of a BPF file system to pin programs and maps under
-    #[arg(long, value_name = "DIR", env = "PICKET_PINS", default_value = DEFAULT_PINS)]
-    pins: PathBuf,
     /// Directory of the pods' network namespaces
     #[arg(long, value_name = "DIR", env = "PICKET_NETNS", default_value = DEFAULT_NETNS)]
     netns: PathBuf,
-    /// Directory of the container runtime's CNI results, which say whose an interface is before the
-    /// pod's first packet; where there is none, addresses in pods' status say it
-    #[arg(long, value_name = "DIR", env = "PICKET_CNI_RESULTS", default_value = DEFAULT_CNI_RESULTS)]
-    cni_results: PathBuf,
-    /// Directory in which what the API server said is kept, for an agent that starts while it does
-    /// not answer; of no use after the machine has booted
-    #[arg(long, value_name = "DIR", env = "PICKET_STATE", default_value = DEFAULT_STATE)]
-    state: PathBuf,
+    #[command(flatten)]
+    directories: Directories,
     /// What happens to what is not known yet or cannot be represented: closed or open
     #[arg(
         long,
@@ -129,12 +120,6 @@ pub(super) struct Args {
     /// How long it holds a pod's start up: 5s at most
     #[arg(long, value_name = "DURATION", env = "PICKET_CNI_WAIT", default_value = DEFAULT_CNI_WAIT)]
     cni_wait: String,
-    /// Directory of the container runtime's networks
-    #[arg(long, value_name = "DIR", env = "PICKET_CNI_CONF_DIR", default_value = DEFAULT_CONF_DIR)]
-    cni_conf_dir: PathBuf,
-    /// Directory of the container runtime's plugins
-    #[arg(long, value_name = "DIR", env = "PICKET_CNI_BIN_DIR", default_value = DEFAULT_BIN_DIR)]
-    cni_bin_dir: PathBuf,
     /// How log lines look: text or json
     #[arg(
         long,
@@ -154,10 +139,10 @@ impl Args {
             node: self.node,
             metrics: self.metrics,
             socket: self.socket,
-            pins: self.pins,
+            pins: self.directories.pins,
             netns: self.netns,
-            cni_results: self.cni_results,
-            state: self.state,
+            cni_results: self.directories.cni_results,
+            state: self.directories.state,
             posture: self.posture,
             mid_stream_grace: self.mid_stream_grace,
             on_cut: self.on_cut,
@@ -166,8 +151,8 @@ impl Args {
             capacities: self.capacities,
             cni_plugin: self.cni_plugin,
             cni_places: Places {
-                conf: self.cni_conf_dir,
-                bin: self.cni_bin_dir,
+                conf: self.directories.cni_conf_dir,
+                bin: self.directories.cni_bin_dir,
             },
             cni_on_timeout: self.cni_on_timeout,
             cni_wait: self.cni_wait,

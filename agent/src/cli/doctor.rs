@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 
 use super::Outcome;
 use super::client::Socket;
+use super::directories::Directories;
 use super::output::{Format, Paint, Terminal, counted};
-use crate::config::{DEFAULT_NETNS, DEFAULT_PINS, DEFAULT_SOCKET, DEFAULT_STATE};
+use crate::config::{DEFAULT_NETNS, DEFAULT_SOCKET};
 use crate::doctor::{Agent, Places, examine, report};
 use crate::dto::{CheckResult, Doctor, Kind as _, Status};
-use crate::endpoints::DEFAULT_CNI_RESULTS;
-use crate::plugin::{DEFAULT_BIN_DIR, DEFAULT_CONF_DIR};
 
 /// Tell whether policy can be enforced on this node and whether it is, with a remedy for each fault
 #[derive(Debug, clap::Args)]
@@ -39,24 +38,11 @@ pub(super) struct Args {
     /// Unix socket of the agent
     #[arg(long, value_name = "PATH", env = "PICKET_SOCKET", default_value = DEFAULT_SOCKET)]
     socket: PathBuf,
-    /// Directory the agent pins under, or will
-    #[arg(long, value_name = "DIR", env = "PICKET_PINS", default_value = DEFAULT_PINS)]
-    pins: PathBuf,
     /// Directory of the pods' network namespaces
     #[arg(long, value_name = "DIR", env = "PICKET_NETNS", default_value = DEFAULT_NETNS)]
     netns: PathBuf,
-    /// Directory of the container runtime's CNI results
-    #[arg(long, value_name = "DIR", env = "PICKET_CNI_RESULTS", default_value = DEFAULT_CNI_RESULTS)]
-    cni_results: PathBuf,
-    /// Directory in which the agent keeps what the API server said
-    #[arg(long, value_name = "DIR", env = "PICKET_STATE", default_value = DEFAULT_STATE)]
-    state: PathBuf,
-    /// Directory of the container runtime's networks
-    #[arg(long, value_name = "DIR", env = "PICKET_CNI_CONF_DIR", default_value = DEFAULT_CONF_DIR)]
-    cni_conf_dir: PathBuf,
-    /// Directory of the container runtime's plugins
-    #[arg(long, value_name = "DIR", env = "PICKET_CNI_BIN_DIR", default_value = DEFAULT_BIN_DIR)]
-    cni_bin_dir: PathBuf,
+    #[command(flatten)]
+    directories: Directories,
     /// How to print it
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     output: Format,
@@ -66,13 +52,13 @@ impl Args {
     pub(super) fn run(self, terminal: &Terminal) -> anyhow::Result<Outcome> {
         let places = Places {
             root: self.root,
-            pins: self.pins,
+            pins: self.directories.pins,
             netns: self.netns,
-            cni_results: self.cni_results,
-            state: self.state,
+            cni_results: self.directories.cni_results,
+            state: self.directories.state,
             socket: self.socket,
-            cni_conf: self.cni_conf_dir,
-            cni_bin: self.cni_bin_dir,
+            cni_conf: self.directories.cni_conf_dir,
+            cni_bin: self.directories.cni_bin_dir,
         };
         let places = places.below_root();
         let agent = ask(&places.socket);

@@ -2,7 +2,6 @@
 //! kernel, and off the disk what an API server said.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
-use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use tokio::runtime::Runtime;
@@ -10,19 +9,19 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Outcome;
 use super::client::runtime;
+use super::directories::Directories;
 use super::output::{Format, Terminal, counted};
-use crate::config::{DEFAULT_PINS, DEFAULT_STATE};
 use crate::dataplane::{Uninstalled, uninstall};
 use crate::dto::{Kind as _, Removal};
-use crate::endpoints::DEFAULT_CNI_RESULTS;
-use crate::plugin::{self, DEFAULT_BIN_DIR, DEFAULT_CONF_DIR, Places};
+use crate::plugin::{self, Places};
 use crate::source;
 
 /// Take every program, link and map of Picket off this node, and its CNI plugin: nothing is enforced
 /// afterwards
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Stop the agent first: one that runs would install everything again.
+Stop the agent first: one that runs would install everything again. While one of the runtime's CNI
+results names the plugin, its program stays, for that pod's end.
 
 Examples:
   picket uninstall
@@ -36,22 +35,8 @@ pub(super) struct Args {
     /// When done, stay until told to end by SIGTERM or Ctrl-C
     #[arg(long)]
     wait: bool,
-    /// Directory the agent pins under
-    #[arg(long, value_name = "DIR", env = "PICKET_PINS", default_value = DEFAULT_PINS)]
-    pins: PathBuf,
-    /// Directory in which the agent keeps what the API server said
-    #[arg(long, value_name = "DIR", env = "PICKET_STATE", default_value = DEFAULT_STATE)]
-    state: PathBuf,
-    /// Directory of the container runtime's networks, out of which the plugin is taken
-    #[arg(long, value_name = "DIR", env = "PICKET_CNI_CONF_DIR", default_value = DEFAULT_CONF_DIR)]
-    cni_conf_dir: PathBuf,
-    /// Directory of the container runtime's plugins
-    #[arg(long, value_name = "DIR", env = "PICKET_CNI_BIN_DIR", default_value = DEFAULT_BIN_DIR)]
-    cni_bin_dir: PathBuf,
-    /// Directory of the container runtime's CNI results: while one names the plugin, its program
-    /// stays for the pod's end
-    #[arg(long, value_name = "DIR", env = "PICKET_CNI_RESULTS", default_value = DEFAULT_CNI_RESULTS)]
-    cni_results: PathBuf,
+    #[command(flatten)]
+    directories: Directories,
     /// How to print what was removed
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     output: Format,
@@ -67,15 +52,23 @@ impl Args {
         let end = self.wait.then(End::listen).transpose()?;
         // First: no pod may wait for an agent that will not come back.
         let places = Places {
-            conf: self.cni_conf_dir.clone(),
-            bin: self.cni_bin_dir.clone(),
+            conf: self.directories.cni_conf_dir.clone(),
+            bin: self.directories.cni_bin_dir.clone(),
         };
-        let unplugged = plugin::uninstall(&places, &self.cni_results)
+        let unplugged = plugin::uninstall(&places, &self.directories.cni_results)
             .context("taking the CNI plugin out of the node's network")?;
-        let uninstalled = uninstall(&self.pins)
-            .with_context(|| format!("removing what is pinned under {}", self.pins.display()))?;
-        let forgotten = source::forget_api(&self.state)
-            .with_context(|| format!("removing what is kept in {}", self.state.display()))?;
+        let uninstalled = uninstall(&self.directories.pins).with_context(|| {
+            format!(
+                "removing what is pinned under {}",
+                self.directories.pins.display()
+            )
+        })?;
+        let forgotten = source::forget_api(&self.directories.state).with_context(|| {
+            format!(
+                "removing what is kept in {}",
+                self.directories.state.display()
+            )
+        })?;
         let mut removal = removed(&uninstalled, forgotten);
         removal.removed.splice(0..0, unplugged.removed);
         if let Some(kept) = unplugged.kept {
@@ -91,7 +84,7 @@ impl Args {
                 writeln!(
                     out,
                     "nothing of Picket is pinned under {}",
-                    self.pins.display()
+                    self.directories.pins.display()
                 )
             } else {
                 writeln!(out, "nothing is enforced on this node any more")
@@ -109,7 +102,7 @@ impl Args {
         }
         terminal.say(&format!(
             "This takes everything under {} away; policies are no longer enforced on this node.",
-            self.pins.display()
+            self.directories.pins.display()
         ));
         let mut stderr = io::stderr().lock();
         write!(stderr, "Go on? [y/N] ")?;
