@@ -13,6 +13,7 @@ pub mod source;
 
 pub mod endpoints;
 mod inotify;
+mod netfilter;
 pub mod plugin;
 mod signature;
 

@@ -12,18 +12,11 @@ use agent_common::packet::transport::protocol;
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Status,
 };
-use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-};
-use rtnetlink::packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
-use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use netlink_packet_netfilter::{NetfilterMessageInner, NetfilterProtoFamily};
 
 use super::{Tracked, Tuple};
+use crate::netfilter::dump;
 
-/// The kernel fills a dump's messages up to 32 KiB.
-const BUFFER: usize = 64 << 10;
 /// `enum tcp_conntrack` of `linux/netfilter/nf_conntrack_tcp.h`: both sides have opened.
 const TCP_SYN_RECV: u8 = 2;
 const TCP_ESTABLISHED: u8 = 3;
@@ -42,57 +35,14 @@ const TCP_BE_LIBERAL: u8 = 0x08;
 pub fn list() -> io::Result<Vec<Tracked>> {
     let mut found = Vec::new();
     for family in [NetfilterProtoFamily::IPv4, NetfilterProtoFamily::IPv6] {
-        dump(family, |attributes| {
-            found.extend(tracked(attributes));
+        let everything = ConntrackMessage::Get(Vec::new());
+        dump(family, everything, None, |message| {
+            if let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = message {
+                found.extend(tracked(&attributes));
+            }
         })?;
     }
     Ok(found)
-}
-
-fn dump(
-    family: NetfilterProtoFamily,
-    mut take: impl FnMut(&[ConntrackAttribute]),
-) -> io::Result<()> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let mut request = NetlinkMessage::new(
-        header,
-        NetlinkPayload::from(NetfilterMessage::new(
-            NetfilterHeader::new(family, 0, 0),
-            ConntrackMessage::Get(Vec::new()),
-        )),
-    );
-    request.finalize();
-    let mut bytes = vec![0; request.buffer_len()];
-    request.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        let size = socket.recv(&mut &mut buffer[..], 0)?;
-        let mut rest = buffer.get(..size).unwrap_or_default();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<NetfilterMessage>::deserialize(rest)
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-            match &message.payload {
-                NetlinkPayload::Done(_) => return Ok(()),
-                NetlinkPayload::Error(error) => return Err(error.to_io()),
-                NetlinkPayload::InnerMessage(message) => {
-                    if let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) =
-                        &message.inner
-                    {
-                        take(attributes);
-                    }
-                }
-                _ => {}
-            }
-            let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-    }
 }
 
 /// A connection worth adopting, from its attributes.
