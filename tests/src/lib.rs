@@ -16,6 +16,7 @@ pub mod deploy;
 pub mod dice;
 pub mod lab;
 pub mod machine;
+pub mod memory;
 pub mod packets;
 pub mod probe;
 pub mod runs;

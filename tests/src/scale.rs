@@ -2,10 +2,10 @@
 //! soon it enforces after its start, how soon a change is in the maps, what it keeps of memory,
 //! also after others have come and gone for a while.
 
-use std::fs;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use agent_common::Address;
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{HashMap, Map, MapData};
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -20,6 +20,7 @@ use crate::lab::Lab;
 use crate::lab::agent::{self, Agent};
 use crate::lab::cgroup::MemoryCgroup;
 use crate::lab::pins::pinned;
+use crate::memory::Memory;
 
 /// How long a change may take that something waits for.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -44,19 +45,6 @@ impl std::fmt::Debug for Scene {
             .field("crowd", &self.crowd)
             .finish_non_exhaustive()
     }
-}
-
-/// What a process has in memory, in KiB.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Memory {
-    /// Resident, now.
-    pub rss: u64,
-    /// Resident, the most so far.
-    pub peak: u64,
-    /// Of what is resident, what is no file's.
-    pub anonymous: u64,
-    /// Of what is resident, the kernel's maps that it looks into.
-    pub maps: u64,
 }
 
 /// How soon a change was in the maps, in ms.
@@ -150,11 +138,7 @@ impl Scene {
         for change in 0..changes {
             let pod = pods.start + change / 2 % pods.len();
             let heard = self.listen(pod)?;
-            let key = Crowd::address(pod);
-            let key = match key {
-                std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-                std::net::IpAddr::V6(v6) => v6.octets(),
-            };
+            let key = Address::from(Crowd::address(pod)).0;
             let before = peers.get(&key, 0).ok();
             let (crowd, client) = (self.crowd, self.client.clone());
             let is_friend = change.is_multiple_of(2);
@@ -252,19 +236,7 @@ impl Run {
 
     /// What its process has now.
     pub fn memory(&self) -> Result<Memory> {
-        let file = format!("/proc/{}/status", self.agent.pid());
-        let text = fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;
-        let kib = |name: &str| -> Result<u64> {
-            let line = text.lines().find_map(|line| line.strip_prefix(name));
-            let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse().ok());
-            kib.with_context(|| format!("{file} says no {name}"))
-        };
-        Ok(Memory {
-            rss: kib("VmRSS:")?,
-            peak: kib("VmHWM:")?,
-            anonymous: kib("RssAnon:")?,
-            maps: mapped_maps(self.agent.pid())?,
-        })
+        Memory::of(self.agent.pid())
     }
 
     /// What its cgroup is charged with: the maps, too. In bytes.
@@ -276,27 +248,4 @@ impl Run {
     pub fn stop(self) -> Result<()> {
         self.agent.stop()
     }
-}
-
-/// KiB of BPF maps among what is resident of a process.
-fn mapped_maps(pid: u32) -> Result<u64> {
-    let file = format!("/proc/{pid}/smaps");
-    let text = fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;
-    let (mut is_map, mut sum) = (false, 0);
-    for line in text.lines() {
-        if let Some(kib) = line.strip_prefix("Rss:") {
-            let kib: Option<u64> = kib
-                .trim()
-                .strip_suffix(" kB")
-                .and_then(|kib| kib.parse().ok());
-            sum += kib.filter(|_| is_map).unwrap_or_default();
-        } else if line
-            .split(' ')
-            .next()
-            .is_some_and(|range| range.contains('-'))
-        {
-            is_map = line.ends_with("anon_inode:bpf-map");
-        }
-    }
-    Ok(sum)
 }

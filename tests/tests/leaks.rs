@@ -17,6 +17,7 @@ use tests::lab::objects::{self, namespace, policy};
 use tests::lab::pins::PINS;
 use tests::lab::stage::Stage;
 use tests::lab::wait_until;
+use tests::memory::Memory;
 use tests::runs::is_thorough;
 
 const SERVER: (&str, u16) = ("10.7.0.1", 8080);
@@ -187,13 +188,7 @@ fn pods_that_come_and_go_leave_nothing_behind() -> Result<()> {
 
 /// Memory of a process that is its own, in bytes.
 fn own_memory(pid: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"))
-        .context("RssAnon")?;
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kib << 10)
+    Ok(Memory::of(pid)?.anonymous << 10)
 }
 
 /// Says to the test below that it is the process to be looked at.

@@ -5,10 +5,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::json;
 use tests::api_front::Front;
+use tests::memory::Memory;
 
 use super::server;
 use super::world::Listener;
@@ -18,12 +19,9 @@ const PODS: usize = 2000;
 const WRITERS: usize = 16;
 const RELABELS: usize = 50;
 
-/// Memory of this process, in KiB.
-fn rss_kib() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").context("reading /proc")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse().ok());
-    kib.context("no VmRSS")
+/// Memory of this process.
+fn resident_kib() -> Result<u64> {
+    Ok(Memory::of(std::process::id())?.rss)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -49,7 +47,7 @@ async fn two_thousand_pods_are_one_batch_within_seconds() -> Result<()> {
     );
 
     let front = Front::start(admin.client.clone()).await?;
-    let before = rss_kib()?;
+    let before = resident_kib()?;
     let started = Instant::now();
     let mut listener = Listener::complete(&server.kubeconfig_at("admin", front.url())?).await?;
     let took = started.elapsed();
@@ -58,7 +56,7 @@ async fn two_thousand_pods_are_one_batch_within_seconds() -> Result<()> {
          {} KiB more memory, the test's own front and copy of them included",
         took.as_secs_f32(),
         front.bytes() >> 10,
-        rss_kib()?.saturating_sub(before)
+        resident_kib()?.saturating_sub(before)
     );
     assert_eq!(listener.batches_told, 1);
     assert_eq!(listener.cluster.pods().count(), PODS);

@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::Result;
 use tests::bench::{Goal, median, percentile};
 use tests::crowd::Crowd;
-use tests::scale::{Memory, Run, Scene};
+use tests::memory::Memory;
+use tests::scale::{Run, Scene};
 
 use crate::{Sizes, ms};
 
