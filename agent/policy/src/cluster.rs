@@ -18,12 +18,13 @@ use std::sync::Arc;
 use self::labels::LabelIndex;
 use self::namespaces::{Home, PodSlot};
 use self::owners::Owners;
-use self::shared::Shared;
 use crate::hash::HashMap;
 use crate::model::{
     Change, Direction, Namespace, NamespaceScope, Node, ObjectName, Phase, Pod, PodUid, Policy,
 };
 use crate::selector::Selector;
+
+pub use self::shared::Shared;
 
 /// What a change touched; nothing when it changed nothing.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]

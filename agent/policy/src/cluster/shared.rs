@@ -13,7 +13,7 @@ const FIRST_SWEEP: usize = 64;
 
 /// Values of a cluster's pods, each once.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Shared {
+pub struct Shared {
     labels: Pool<BTreeMap<String, String>>,
     ports: Pool<[ContainerPort]>,
     words: Pool<str>,
@@ -21,7 +21,10 @@ pub(super) struct Shared {
 
 impl Shared {
     /// The pod refers to what others have already, where it is equal.
-    pub(super) fn share(&mut self, pod: &mut Pod) {
+    ///
+    /// Of two that know the same pods neither learns what no pod has any more: one of them has to
+    /// go with what it was for.
+    pub fn share(&mut self, pod: &mut Pod) {
         self.labels.share(pod.labels.shared());
         self.labels.share(pod.annotations.shared());
         self.ports.share(&mut pod.ports);

@@ -92,6 +92,8 @@ fn addresses(reader: &mut Reader, status: &core::PodStatus, host_network: bool) 
             reader.address(&mut found, "status.hostIP".to_owned(), text);
         }
     }
+    // One or two of the four that a vector begins with, and there are many pods.
+    found.shrink_to_fit();
     found
 }
 

@@ -173,7 +173,9 @@ impl Follower {
             let stopped = if is_listed {
                 self.watch().await
             } else {
-                self.list().await.map(|()| is_listed = true)
+                let listed = self.list().await;
+                self.reader.end_list();
+                listed.map(|()| is_listed = true)
             };
             let failure = match stopped {
                 Ok(()) => continue,
@@ -302,7 +304,7 @@ impl Follower {
         while let Some(bytes) = answer.next(LIST_WITHIN).await? {
             let mut found = Vec::new();
             items.feed(&bytes, |item| {
-                found.push(self.reader.read(item)?);
+                found.push(self.reader.read_listed(item)?);
                 Ok::<(), Failure>(())
             })?;
             if !found.is_empty() {

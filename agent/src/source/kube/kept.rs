@@ -211,7 +211,7 @@ impl Kept {
                 else {
                     return Err(self.malformed(place.start, &"changed while it was read"));
                 };
-                let item = reader.read(object.get().as_bytes());
+                let item = reader.read_listed(object.get().as_bytes());
                 items.push(item.map_err(|error| self.malformed(place.start, &error))?);
             }
             kinds.push((watched.kind, items, version));

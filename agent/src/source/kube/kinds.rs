@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use agent_policy::cluster::Shared;
 use agent_policy::manifest;
 use agent_policy::model::{Change, Finding, ObjectName};
 use bytes::Bytes;
@@ -156,6 +157,8 @@ pub(super) struct Nameless(String);
 pub(super) struct Reader {
     watched: &'static Watched,
     namespaces: Interned,
+    /// What pods of the list that is being read have in common.
+    common: Shared,
     documents: Blocks,
     own_node: Option<Arc<str>>,
 }
@@ -165,6 +168,7 @@ impl Reader {
         Self {
             watched,
             namespaces: Interned::default(),
+            common: Shared::default(),
             documents: Blocks::default(),
             own_node: None,
         }
@@ -199,6 +203,24 @@ impl Reader {
             name: ObjectName::new(self.namespaces.share(namespace), meta.name),
             version: version(&meta.resource_version)?,
         })
+    }
+
+    /// Reads one of many objects. They wait until all are here: what they have in common waits once,
+    /// and not in as many places as would be holes between what stays.
+    pub(super) fn read_listed(&mut self, bytes: &[u8]) -> Result<Item, Nameless> {
+        let mut item = self.read(bytes)?;
+        if let Reading::Object(object) = &mut item.reading
+            && let Some(Change::Pod(pod)) = &mut object.change
+        {
+            self.common.share(pod);
+        }
+        Ok(item)
+    }
+
+    /// The list has ended, or will not be read on: what was kept for the rest of it goes.
+    pub(super) fn end_list(&mut self) {
+        self.common = Shared::default();
+        self.documents = Blocks::default();
     }
 
     /// Reads an object as far as it can be read.
@@ -420,6 +442,29 @@ mod tests {
         let (_, b) = read("b");
         assert!(Arc::ptr_eq(&a.namespace, &b.namespace));
         assert!(Arc::ptr_eq(&a_key.name, &a.name));
+    }
+
+    #[test]
+    fn pods_of_a_list_have_what_is_equal_in_common_until_it_ends() {
+        let mut reader = reader(Kind::Pod);
+        let node = |reader: &mut Reader, name: &str| {
+            let pod = json!({
+                "metadata": {"name": name, "namespace": "shop", "resourceVersion": "7"},
+                "spec": {"nodeName": "node-a"},
+            });
+            let item = reader.read_listed(pod.to_string().as_bytes()).unwrap();
+            let Reading::Object(object) = item.reading else {
+                panic!("not read");
+            };
+            let Some(Change::Pod(pod)) = object.change else {
+                panic!("no pod");
+            };
+            pod.node
+        };
+        let first = node(&mut reader, "a");
+        assert!(Arc::ptr_eq(&first, &node(&mut reader, "b")));
+        reader.end_list();
+        assert_eq!(Arc::strong_count(&first), 1);
     }
 
     #[test]
