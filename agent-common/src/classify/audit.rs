@@ -1,7 +1,9 @@
 //! What audited policies would have said. A [`Shadow`] can be compared with the judgement in
 //! force, and nothing else: no function turns it into a verdict.
 
-use crate::judge::{Judgement, PolicyTables, judge};
+use super::steps::Question;
+use super::tables::FlowTables;
+use crate::judge::Judgement;
 use crate::verdict::{Reason, RuleId, Verdict};
 
 /// The judgement of the policies in force and the audited ones together.
@@ -23,37 +25,29 @@ pub(super) struct Difference {
 
 impl Shadow {
     #[inline(always)]
-    fn cast(tables: &impl PolicyTables, set: u32, class: u32, protocol: u8, port: u16) -> Self {
-        Self(judge(tables, set, class, protocol, port))
-    }
-
-    #[inline(always)]
-    fn difference(self, in_force: Judgement, set: u32) -> Option<Difference> {
-        let reason = match (in_force.reason.verdict(), self.0.reason.verdict()) {
-            (Verdict::Allow, Verdict::Deny) => Reason::WouldDeny,
-            (Verdict::Deny, Verdict::Allow) => Reason::WouldAllow,
-            _ => return None,
-        };
-        Some(Difference {
+    fn difference(self, in_force: Reason, set: u32) -> Option<Difference> {
+        let difference = |reason| Difference {
             reason,
             rule: self.0.rule,
             set,
-        })
+        };
+        match (in_force.verdict(), self.0.reason.verdict()) {
+            (Verdict::Allow, Verdict::Deny) => Some(difference(Reason::WouldDeny)),
+            (Verdict::Deny, Verdict::Allow) => Some(difference(Reason::WouldAllow)),
+            _ => None,
+        }
     }
 }
 
-/// How `in_force` would differ under `audit_set`; nothing when that is the set in force.
+/// How `in_force` would differ under `audit_set`.
 #[inline(always)]
-pub(super) fn difference(
-    tables: &impl PolicyTables,
+pub(super) fn difference<T: FlowTables>(
+    tables: &T,
     in_force: Judgement,
-    (set, audit_set): (u32, u32),
-    class: u32,
-    protocol: u8,
-    port: u16,
+    audit_set: u32,
+    question: &Question,
+    class: &mut u32,
 ) -> Option<Difference> {
-    if audit_set == set {
-        return None;
-    }
-    Shadow::cast(tables, audit_set, class, protocol, port).difference(in_force, audit_set)
+    let shadow = Shadow(question.put_to(tables, audit_set, class));
+    shadow.difference(in_force.reason, audit_set)
 }

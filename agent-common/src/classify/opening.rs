@@ -41,7 +41,7 @@ pub fn open<T: FlowTables>(
         return None;
     }
     steps::put_question(tables, seen);
-    let _judgement = steps::ask_in_force(tables, seen, config, decision);
+    steps::ask_in_force(tables, seen, config, decision);
     if steps::is_allowed(decision.reason)
         && steps::keep(tables, seen, Signal::Open, config, 0, decision)
     {

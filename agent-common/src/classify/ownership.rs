@@ -77,7 +77,7 @@ pub(super) fn find_sender<T: FlowTables>(tables: &T, seen: &mut Seen) {
     match seen.at.hook {
         // The pod itself.
         Hook::FromPod => {
-            seen.question.peer = seen.flow.peer;
+            seen.question.key.address = seen.flow.peer;
             seen.question.via = 0;
         }
         // Where the packet hides a local pod: the peer is that pod's address, else what it shows.
@@ -95,7 +95,7 @@ pub(super) fn find_sender<T: FlowTables>(tables: &T, seen: &mut Seen) {
 #[inline(never)]
 pub(super) fn find_behind<T: FlowTables>(tables: &T, seen: &mut Seen, ifindex: u32) -> bool {
     let shown = &seen.flow.peer;
-    seen.question.peer = *shown;
+    seen.question.key.address = *shown;
     if ifindex == 0 {
         return false;
     }
@@ -110,10 +110,10 @@ pub(super) fn find_behind<T: FlowTables>(tables: &T, seen: &mut Seen, ifindex: u
         address.is_v4() == shown.is_v4() && !is_same(*address, Address::UNSPECIFIED)
     };
     if stands_for(first) {
-        seen.question.peer = *first;
+        seen.question.key.address = *first;
         true
     } else if stands_for(second) {
-        seen.question.peer = *second;
+        seen.question.key.address = *second;
         true
     } else {
         false

@@ -10,11 +10,11 @@ use super::{
 };
 use crate::address::Address;
 use crate::conntrack::{Signal, State};
-use crate::judge::{Judgement, judge, peer_of};
+use crate::judge::{Judgement, judge, judge_peer, peer_of};
 use crate::maps::{
-    Config, Connection, Counter, FIRST_RULE_ROW, FlowKey, config_flags,
+    Config, Connection, Counter, FIRST_RULE_ROW, FlowKey, ServiceKey, config_flags,
     connection_flags::{CUT, ITSELF, MID_STREAM, NODE, PEER_TOLD, POD_TOLD},
-    hit_row, peer_bucket, settings_flags,
+    hit_row, peer_bucket, peer_flags, settings_flags,
 };
 use crate::packet::transport::protocol;
 use crate::verdict::{Direction, Reason, RuleId, Verdict};
@@ -23,11 +23,9 @@ use crate::verdict::{Direction, Reason, RuleId, Verdict};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Question {
     direction: Direction,
-    protocol: u8,
-    /// The port it was opened to.
-    port: u16,
-    /// Who the other side is.
-    pub(super) peer: Address,
+    /// Who the other side is, the protocol, and the port it was opened to: where SERVICES has it, if
+    /// it has it.
+    pub(super) key: ServiceKey,
     /// The interface that told, when the packet shows another address; else 0.
     pub(super) via: u32,
     peer_bucket: u16,
@@ -39,9 +37,12 @@ impl Question {
     /// About nobody.
     pub(super) const NONE: Self = Self {
         direction: Direction::Ingress,
-        protocol: 0,
-        port: 0,
-        peer: Address::UNSPECIFIED,
+        key: ServiceKey {
+            address: Address::UNSPECIFIED,
+            port: 0,
+            protocol: 0,
+            reserved: 0,
+        },
         via: 0,
         peer_bucket: 0,
         peer_revision: 0,
@@ -53,13 +54,32 @@ impl Question {
         self.peer_revision
     }
 
+    /// What a policy set says to it; and the peer's class.
+    #[inline(never)]
+    pub(super) fn put_to<T: FlowTables>(&self, tables: &T, set: u32, class: &mut u32) -> Judgement {
+        let peer = peer_of(tables, &self.key.address);
+        *class = peer.class;
+        judge_peer(tables, set, peer, self.direction, &self.key)
+    }
+
+    /// The same where most peers are not virtual: no call is made for those.
+    #[inline(always)]
+    fn put_here<T: FlowTables>(&self, tables: &T, set: u32, class: &mut u32) -> Judgement {
+        let peer = peer_of(tables, &self.key.address);
+        if peer.flags & peer_flags::VIP != 0 {
+            return self.put_to(tables, set, class);
+        }
+        *class = peer.class;
+        judge(tables, set, peer.class, self.key.protocol, self.key.port)
+    }
+
     /// Fills in what follows from the flow, its direction and the peer that is there.
     #[inline(always)]
     fn about<T: FlowTables>(&mut self, tables: &T, flow: &FlowKey, direction: Direction) {
         self.direction = direction;
-        self.protocol = flow.protocol;
-        self.port = flow::judged_port(flow, direction);
-        self.peer_bucket = peer_bucket(self.peer);
+        self.key.protocol = flow.protocol;
+        self.key.port = flow::judged_port(flow, direction);
+        self.peer_bucket = peer_bucket(self.key.address);
         self.peer_revision = tables.peer_revision(self.peer_bucket);
     }
 }
@@ -68,23 +88,17 @@ impl Question {
 /// question.
 #[inline(never)]
 fn ask<T: FlowTables>(tables: &T, seen: &Seen, config: &Config, decision: &mut Decision) -> Reason {
-    let in_force = ask_in_force(tables, seen, config, decision);
-    let Question {
-        direction,
-        protocol,
-        port,
-        ..
-    } = seen.question;
-    let (set, audit_set) = sets_of(config, direction);
+    let question = &seen.question;
+    let (set, audit_set) = sets_of(config, question.direction);
+    let in_force = question.put_to(tables, set, &mut decision.class);
+    decide(config, question, set, in_force, decision);
     decision.is_audited = audit_set != set;
-    decision.difference = audit::difference(
-        tables,
-        in_force,
-        (set, audit_set),
-        decision.class,
-        protocol,
-        port,
-    );
+    if decision.is_audited {
+        let class = &mut decision.class;
+        decision.difference = audit::difference(tables, in_force, audit_set, question, class);
+    } else {
+        decision.difference = None;
+    }
     decision.reason
 }
 
@@ -95,29 +109,31 @@ pub(super) fn ask_in_force<T: FlowTables>(
     seen: &Seen,
     config: &Config,
     decision: &mut Decision,
-) -> Judgement {
+) {
     let question = &seen.question;
-    let Question {
-        direction,
-        protocol,
-        port,
-        ..
-    } = *question;
-    let (set, _) = sets_of(config, direction);
-    let class = peer_of(tables, &question.peer).class;
-    let in_force = judge(tables, set, class, protocol, port);
-    let reason = if in_force.reason == Reason::FailClosed {
+    let (set, _) = sets_of(config, question.direction);
+    let in_force = question.put_here(tables, set, &mut decision.class);
+    decide(config, question, set, in_force, decision);
+}
+
+/// Writes down what the policies in force have said.
+#[inline(always)]
+fn decide(
+    config: &Config,
+    question: &Question,
+    set: u32,
+    in_force: Judgement,
+    decision: &mut Decision,
+) {
+    decision.reason = if matches!(in_force.reason, Reason::FailClosed) {
         posture(config)
     } else {
         in_force.reason
     };
-    decision.reason = reason;
-    decision.direction = direction;
+    decision.direction = question.direction;
     decision.rule = in_force.rule;
     decision.set = set;
-    decision.class = class;
     decision.via = question.via;
-    in_force
 }
 
 /// A flow that was allowed when it was judged last.
@@ -172,8 +188,8 @@ fn judge_again<T: FlowTables>(
     ownership::find_behind(tables, seen, via);
     let question = &mut seen.question;
     question.direction = direction;
-    question.protocol = seen.flow.protocol;
-    question.port = flow::judged_port(&seen.flow, direction);
+    question.key.protocol = seen.flow.protocol;
+    question.key.port = flow::judged_port(&seen.flow, direction);
     question.via = via;
     question.peer_bucket = peer_bucket;
     question.peer_revision = tables.peer_revision(peer_bucket);
@@ -255,7 +271,7 @@ pub(super) fn new_flow<T: FlowTables>(
         if !is_allowed(reason) {
             // Perhaps the connection was opened from the other side, before we looked or
             // longer ago than the table remembers. Then its peer is whom the address shows.
-            seen.question.peer = seen.flow.peer;
+            seen.question.key.address = seen.flow.peer;
             seen.question.via = 0;
             let opposite = seen.direction.opposite();
             seen.question.about(tables, &seen.flow, opposite);

@@ -7,6 +7,7 @@ mod changes;
 pub mod labels;
 mod namespaces;
 mod owners;
+mod services;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -18,12 +19,15 @@ use std::sync::Arc;
 use self::labels::LabelIndex;
 use self::namespaces::{Home, PodSlot};
 use self::owners::Owners;
+use self::services::Services;
 use crate::hash::HashMap;
 use crate::model::{
-    Change, Direction, Namespace, NamespaceScope, Node, ObjectName, Phase, Pod, PodUid, Policy,
+    Change, Direction, EndpointSlice, Namespace, NamespaceScope, Node, ObjectName, Phase, Pod,
+    PodUid, Policy, Protocol, Service,
 };
 use crate::selector::Selector;
 
+pub use self::services::{Backend, Frontend};
 pub use self::shared::Shared;
 
 /// What a change touched; nothing when it changed nothing.
@@ -41,6 +45,8 @@ pub struct Touched {
     pub policies: BTreeSet<ObjectName>,
     /// Nodes that came, went, or differ in any field.
     pub nodes: BTreeSet<Arc<str>>,
+    /// Virtual addresses with something else behind them, or none any more.
+    pub virtual_addresses: BTreeSet<IpAddr>,
 }
 
 impl Touched {
@@ -51,6 +57,7 @@ impl Touched {
             && self.namespaces.is_empty()
             && self.policies.is_empty()
             && self.nodes.is_empty()
+            && self.virtual_addresses.is_empty()
     }
 
     /// Adds what another change touched.
@@ -60,6 +67,7 @@ impl Touched {
         self.namespaces.extend(other.namespaces);
         self.policies.extend(other.policies);
         self.nodes.extend(other.nodes);
+        self.virtual_addresses.extend(other.virtual_addresses);
     }
 }
 
@@ -80,6 +88,7 @@ pub struct Cluster {
     homes: BTreeMap<Arc<str>, Home>,
     home_labels: LabelIndex<Arc<str>>,
     nodes: BTreeMap<Arc<str>, Node>,
+    services: Services,
 }
 
 impl Cluster {
@@ -108,7 +117,25 @@ impl Cluster {
                 self.replace_policy(&name, Some(Arc::new(*policy)))
             }
             Change::PolicyGone(name) => self.replace_policy(&name, None),
+            Change::Service(service) => {
+                let name = service.name.clone();
+                virtual_addresses(self.services.replace(&name, Some(*service)))
+            }
+            Change::ServiceGone(name) => virtual_addresses(self.services.replace(&name, None)),
+            Change::EndpointSlice(slice) => {
+                let name = slice.name.clone();
+                virtual_addresses(self.services.replace_slice(&name, Some(*slice)))
+            }
+            Change::EndpointSliceGone(name) => {
+                virtual_addresses(self.services.replace_slice(&name, None))
+            }
         }
+    }
+
+    /// Has an address stand for a Service's, beside those the Service states: a cache on the node
+    /// that pods ask instead.
+    pub fn stand_in(&mut self, address: IpAddr, service: ObjectName) -> Touched {
+        virtual_addresses(self.services.stand_in(address.to_canonical(), service))
     }
 
     /// The pod with this UID.
@@ -153,6 +180,45 @@ impl Cluster {
     /// Every node, by name.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.values()
+    }
+
+    /// The Service of this name.
+    pub fn service(&self, name: &ObjectName) -> Option<&Service> {
+        self.services.get(name)
+    }
+
+    /// Every Service, by namespace and name.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.iter()
+    }
+
+    /// Every slice of Services' backends, by namespace and name.
+    pub fn endpoint_slices(&self) -> impl Iterator<Item = &EndpointSlice> {
+        self.services.slices()
+    }
+
+    /// True when a Service proxy takes some port of the address elsewhere.
+    pub fn is_virtual(&self, address: IpAddr) -> bool {
+        self.services.is_virtual(address)
+    }
+
+    /// Every port of an address that a Service proxy takes elsewhere, by protocol and number.
+    pub fn frontends(&self, address: IpAddr) -> Vec<Frontend> {
+        self.services.frontends(address)
+    }
+
+    /// Where a Service proxy may take what is sent to an address and port; `None` when it goes
+    /// there itself.
+    pub fn backends(
+        &self,
+        address: IpAddr,
+        protocol: Protocol,
+        port: u16,
+    ) -> Option<BTreeSet<Backend>> {
+        let mut frontends = self.services.frontends(address).into_iter();
+        let is_asked =
+            |frontend: &Frontend| frontend.protocol == protocol && frontend.port == port;
+        frontends.find(is_asked).map(|found| found.backends)
     }
 
     /// The policy of this name.
@@ -239,6 +305,13 @@ impl Cluster {
 
     fn at(&self, slot: PodSlot) -> Option<&Arc<Pod>> {
         self.slots.get(slot as usize)?.as_ref()
+    }
+}
+
+fn virtual_addresses(virtual_addresses: BTreeSet<IpAddr>) -> Touched {
+    Touched {
+        virtual_addresses,
+        ..Touched::default()
     }
 }
 

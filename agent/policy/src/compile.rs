@@ -17,6 +17,7 @@ pub(crate) mod port_names;
 pub(crate) mod prefixes;
 pub(crate) mod rows;
 pub(crate) mod rules;
+pub(crate) mod services;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -38,6 +39,7 @@ use port_names::PortNames;
 use prefixes::{Net, Prefixes};
 use rows::{Removed, Rows};
 use rules::Rules;
+use services::Services;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -51,6 +53,7 @@ pub(crate) struct Compiler {
     pub(crate) rows: Rows,
     pub(crate) prefixes: Prefixes,
     pub(crate) addresses: Addresses,
+    pub(crate) services: Services,
     names: PortNames,
     policies: Policies,
     /// The function of "not isolated", to compare with.
@@ -135,6 +138,7 @@ impl Compiler {
             rows: Rows::default(),
             prefixes: Prefixes::default(),
             addresses: Addresses::default(),
+            services: Services::default(),
             names: PortNames::default(),
             policies: Policies::default(),
             stale_addresses: BTreeSet::new(),
@@ -151,6 +155,12 @@ impl Compiler {
 
     /// What an address is to rules may have changed.
     pub(crate) fn address_changed(&mut self, address: IpAddr) {
+        self.stale_addresses.insert(address.into());
+    }
+
+    /// What is behind a virtual address, or whether it is one, may have changed.
+    pub(crate) fn virtual_address_changed(&mut self, address: IpAddr) {
+        self.services.doubt(address);
         self.stale_addresses.insert(address.into());
     }
 

@@ -41,6 +41,8 @@ pub struct Options {
     pub prefixes: usize,
     /// Largest number of rows in PORTS.
     pub ports: usize,
+    /// Largest number of rows in SERVICES.
+    pub services: usize,
     /// Largest number of rows in NAMES.
     pub names: usize,
     /// How long a row that packets under way may still read is kept and not used again.
@@ -55,6 +57,7 @@ impl Default for Options {
             peers: 131_072,
             prefixes: 131_072,
             ports: 131_072,
+            services: 65_536,
             names: 32_768,
             grace: Duration::from_secs(2),
         }
@@ -129,6 +132,8 @@ pub struct Counts {
     pub peers: usize,
     /// Rows of `PEERS_CIDR`.
     pub prefixes: usize,
+    /// Ports of virtual addresses.
+    pub services: usize,
 }
 
 /// Whose a slot is.
@@ -179,6 +184,17 @@ impl Engine {
     /// Takes a change of the cluster in. Cheap: the work is done by [`Engine::plan`].
     pub fn apply(&mut self, change: Change) -> Touched {
         let touched = self.cluster.apply(change);
+        self.touch(&touched);
+        touched
+    }
+
+    /// Has an address stand for a Service's: see [`Cluster::stand_in`].
+    pub fn stand_in(&mut self, address: IpAddr, service: ObjectName) {
+        let touched = self.cluster.stand_in(address, service);
+        self.touch(&touched);
+    }
+
+    fn touch(&mut self, touched: &Touched) {
         for name in &touched.policies {
             self.compiler.policy_changed(name);
             let endpoints = self.endpoints.in_namespace(&name.namespace);
@@ -190,6 +206,9 @@ impl Engine {
         for address in &touched.addresses {
             self.compiler.address_changed(*address);
         }
+        for address in &touched.virtual_addresses {
+            self.compiler.virtual_address_changed(*address);
+        }
         for uid in &touched.pods {
             let endpoints: Vec<u32> = self.endpoints.of_pod(uid).collect();
             for ifindex in &endpoints {
@@ -197,7 +216,6 @@ impl Engine {
             }
             self.touched.extend(endpoints);
         }
-        touched
     }
 
     /// A local endpoint appeared, or something about it changed. Its programs may be attached
@@ -366,6 +384,7 @@ impl Engine {
             long_functions,
             peers: compiler.addresses.present(),
             prefixes: compiler.prefixes.len(),
+            services: compiler.services.len(),
         }
     }
 
@@ -375,6 +394,7 @@ impl Engine {
             && self.withdrawals.is_empty()
             && self.foreign.is_none()
             && compiler.moved.is_empty()
+            && compiler.services.is_settled()
             && compiler.retired.is_empty()
             && compiler.rows.is_settled()
     }

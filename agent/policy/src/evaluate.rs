@@ -36,7 +36,8 @@ pub struct Packet {
 pub struct Decision {
     /// Why; its verdict is the decision's verdict.
     pub reason: Reason,
-    /// The rule that admits it: of those that do, the first by namespace, name and index.
+    /// The rule that admits it: of those that do, the first by namespace, name and index. To a
+    /// Service, the one that admits to the first of its backends by address and port.
     pub rule: Option<RuleRef>,
 }
 
@@ -133,7 +134,8 @@ pub(crate) fn is_node_of(pod: &Pod, nodes: &BTreeSet<&str>) -> bool {
 }
 
 /// Judges a packet between an endpoint and a peer's address at the endpoint's side. `port` is
-/// always the destination's: the endpoint's for ingress, the peer's for egress.
+/// always the destination's: the endpoint's for ingress, the peer's for egress. What goes out to a
+/// Service is judged by the backends it may come to.
 pub fn judge(
     cluster: &Cluster,
     endpoint: &Pod,
@@ -151,22 +153,43 @@ pub fn judge(
     if isolating.is_empty() {
         return Decision::by(Reason::NotIsolated);
     }
-    let flow = Flow::new(cluster, endpoint, direction, peer, protocol, port);
-    for policy in isolating {
-        for (index, rule) in (0..).zip(policy.rules(direction)) {
-            if flow.is_admitted_by(policy, rule) {
-                return Decision {
-                    reason: Reason::Rule,
-                    rule: Some(RuleRef {
-                        policy: policy.name.clone(),
-                        direction,
-                        index,
-                    }),
-                };
-            }
-        }
+    let admitting = |address, port| {
+        let flow = Flow::new(cluster, endpoint, direction, address, protocol, port);
+        flow.first_rule_of(&isolating, direction)
+    };
+    if direction == Direction::Egress
+        && let Some(backends) = cluster.backends(peer, protocol, port)
+    {
+        let backends = backends.into_iter();
+        let rules: Vec<_> = backends
+            .map(|(address, port)| admitting(address, port))
+            .collect();
+        return through_a_service(&rules);
     }
-    Decision::by(Reason::IsolatedNoRule)
+    match admitting(peer, port) {
+        Some(rule) => by_rule(rule),
+        None => Decision::by(Reason::IsolatedNoRule),
+    }
+}
+
+fn by_rule(rule: RuleRef) -> Decision {
+    Decision {
+        reason: Reason::Rule,
+        rule: Some(rule),
+    }
+}
+
+/// Judges a packet to a virtual address, by the rules that admit it to each of the backends of which
+/// the Service proxy is about to choose one: whoever may reach all of them may reach the Service, and
+/// whoever may reach only some cannot be told from here to have reached one of those.
+fn through_a_service(admitting: &[Option<RuleRef>]) -> Decision {
+    let admitted = admitting.iter().flatten().count();
+    match admitting.first() {
+        None => Decision::by(Reason::NoEndpoints),
+        Some(Some(first)) if admitted == admitting.len() => by_rule(first.clone()),
+        Some(_) if admitted == 0 => Decision::by(Reason::ServiceNone),
+        Some(_) => Decision::by(Reason::ServiceUnseen),
+    }
 }
 
 /// The policies that isolate a pod in a direction, by name: those of its namespace whose
@@ -236,6 +259,19 @@ impl<'a> Flow<'a> {
             protocol,
             port,
         }
+    }
+
+    /// The first rule of policies, which are in order, that admits it.
+    fn first_rule_of(&self, policies: &[&Arc<Policy>], direction: Direction) -> Option<RuleRef> {
+        let rules = policies
+            .iter()
+            .flat_map(|policy| (0..).zip(policy.rules(direction)).map(move |rule| (policy, rule)));
+        let mut admitting = rules.filter(|(policy, (_, rule))| self.is_admitted_by(policy, rule));
+        admitting.next().map(|(policy, (index, _))| RuleRef {
+            policy: policy.name.clone(),
+            direction,
+            index,
+        })
     }
 
     /// True when the rule admits it: one of its peers is the other end, and one of its ports is

@@ -13,6 +13,7 @@ mod pods;
 mod policy;
 mod reader;
 mod rules;
+mod services;
 mod syntax;
 #[cfg(test)]
 mod tests;
@@ -21,10 +22,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::serde_json::Value;
 
-use crate::model::{Finding, Labels, Namespace, Node, Pod, Policy, Severity};
+use crate::model::{
+    EndpointSlice, Finding, Labels, Namespace, Node, Pod, Policy, Service, Severity,
+};
 use reader::Reader;
 
 pub use reader::brief;
@@ -77,6 +81,16 @@ pub fn salvage_policy(namespace: &str, name: &str, problem: &str) -> (Policy, Fi
 /// Reads a Pod; `None` when it has no name.
 pub fn pod(object: &core::Pod) -> (Option<Pod>, Vec<Finding>) {
     pods::read(object)
+}
+
+/// Reads a Service; `None` when it has no name.
+pub fn service(object: &core::Service) -> (Option<Service>, Vec<Finding>) {
+    services::service(object)
+}
+
+/// Reads an `EndpointSlice`; `None` when it has no name.
+pub fn endpoint_slice(object: &discovery::EndpointSlice) -> (Option<EndpointSlice>, Vec<Finding>) {
+    services::endpoint_slice(object)
 }
 
 /// Reads a Namespace; `None` when it has no name.

@@ -1,6 +1,8 @@
 //! Policies, pods and namespaces after validation: no `Option` or empty list that secretly means
 //! something, except where Kubernetes itself gives the empty list a meaning and the type says so.
 
+mod service;
+
 use std::collections::{BTreeMap, btree_map};
 use std::fmt;
 use std::net::IpAddr;
@@ -11,6 +13,7 @@ pub use agent_common::{Direction, Reason, RuleId, Verdict};
 use ipnet::IpNet;
 
 use crate::selector::Selector;
+pub use service::{BackendPort, EndpointSlice, Service, ServicePort};
 
 /// Labels of a pod or namespace. Copies share what they hold until one is changed.
 #[derive(Clone, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -443,4 +446,12 @@ pub enum Change {
     Policy(Box<Policy>),
     /// A policy went.
     PolicyGone(ObjectName),
+    /// A Service was added or changed.
+    Service(Box<Service>),
+    /// A Service went.
+    ServiceGone(ObjectName),
+    /// A slice of a Service's backends was added or changed.
+    EndpointSlice(Box<EndpointSlice>),
+    /// A slice of a Service's backends went.
+    EndpointSliceGone(ObjectName),
 }

@@ -36,7 +36,11 @@ impl Assigned {
             | Change::Node(_)
             | Change::NodeGone(_)
             | Change::Policy(_)
-            | Change::PolicyGone(_) => {}
+            | Change::PolicyGone(_)
+            | Change::Service(_)
+            | Change::ServiceGone(_)
+            | Change::EndpointSlice(_)
+            | Change::EndpointSliceGone(_) => {}
         }
         change
     }

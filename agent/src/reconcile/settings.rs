@@ -74,6 +74,7 @@ pub(super) fn limits(config: &Config, dataplane: &Dataplane) -> engine::Options 
         peers: entries("PEERS_EXACT"),
         prefixes: entries("PEERS_CIDR"),
         ports: entries("PORTS"),
+        services: entries("SERVICES"),
         names: entries("NAMES"),
         ..engine::Options::default()
     }

@@ -218,9 +218,14 @@ fn read_one(meta: &TypeMeta, document: Value) -> Reading {
                 findings,
             }))
         }
-        // Nothing looks at these yet; what is wrong with them is said all the same.
-        Kind::Service => typed(key, document, |_: &Service| (None, Vec::new())),
-        Kind::EndpointSlice => typed(key, document, |_: &EndpointSlice| (None, Vec::new())),
+        Kind::Service => typed(key, document, |object: &Service| {
+            let (service, findings) = manifest::service(object);
+            (service.map(|service| Change::Service(Box::new(service))), findings)
+        }),
+        Kind::EndpointSlice => typed(key, document, |object: &EndpointSlice| {
+            let (slice, findings) = manifest::endpoint_slice(object);
+            (slice.map(|slice| Change::EndpointSlice(Box::new(slice))), findings)
+        }),
     }
 }
 
@@ -388,11 +393,11 @@ mod tests {
                 "NetworkPolicy",
                 "networkpolicy default/n change",
             ),
-            ("v1", "Service", "service default/n kept"),
+            ("v1", "Service", "service default/n change"),
             (
                 "discovery.k8s.io/v1",
                 "EndpointSlice",
-                "endpointslice default/n kept",
+                "endpointslice default/n change",
             ),
             ("apps/v1", "Deployment", "ignored apps/v1 Deployment"),
         ];

@@ -266,7 +266,11 @@ pub(super) fn uid_of(change: &Change) -> Option<&PodUid> {
         | Change::Node(_)
         | Change::NodeGone(_)
         | Change::Policy(_)
-        | Change::PolicyGone(_) => None,
+        | Change::PolicyGone(_)
+        | Change::Service(_)
+        | Change::ServiceGone(_)
+        | Change::EndpointSlice(_)
+        | Change::EndpointSliceGone(_) => None,
     }
 }
 
@@ -277,9 +281,13 @@ fn gone(change: &Change) -> Option<Change> {
         Change::Namespace(namespace) => Some(Change::NamespaceGone(Arc::clone(&namespace.name))),
         Change::Node(node) => Some(Change::NodeGone(Arc::clone(&node.name))),
         Change::Policy(policy) => Some(Change::PolicyGone(policy.name.clone())),
+        Change::Service(service) => Some(Change::ServiceGone(service.name.clone())),
+        Change::EndpointSlice(slice) => Some(Change::EndpointSliceGone(slice.name.clone())),
         Change::PodGone(_)
         | Change::NamespaceGone(_)
         | Change::NodeGone(_)
+        | Change::ServiceGone(_)
+        | Change::EndpointSliceGone(_)
         | Change::PolicyGone(_) => None,
     }
 }
@@ -312,6 +320,10 @@ mod tests {
                 format!("policy {} {rules} rules", policy.name)
             }
             Change::PolicyGone(name) => format!("policy {name} gone"),
+            Change::Service(service) => format!("service {}", service.name),
+            Change::ServiceGone(name) => format!("service {name} gone"),
+            Change::EndpointSlice(slice) => format!("endpointslice {}", slice.name),
+            Change::EndpointSliceGone(name) => format!("endpointslice {name} gone"),
         };
         store.take_changes().into_iter().map(words).collect()
     }

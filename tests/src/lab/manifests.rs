@@ -58,7 +58,11 @@ pub fn read(directory: &Path) -> Result<Manifests> {
             | Change::NamespaceGone(_)
             | Change::NodeGone(_)
             | Change::Policy(_)
-            | Change::PolicyGone(_) => {}
+            | Change::PolicyGone(_)
+            | Change::Service(_)
+            | Change::ServiceGone(_)
+            | Change::EndpointSlice(_)
+            | Change::EndpointSliceGone(_) => {}
         }
         // What an object touches matters to a running agent only.
         drop(manifests.cluster.apply(change));

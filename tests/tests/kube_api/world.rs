@@ -230,6 +230,10 @@ impl Listener {
             Change::NodeGone(name) => format!("node {name} gone"),
             Change::Policy(policy) => format!("policy {}", policy.name),
             Change::PolicyGone(name) => format!("policy {name} gone"),
+            Change::Service(service) => format!("service {}", service.name),
+            Change::ServiceGone(name) => format!("service {name} gone"),
+            Change::EndpointSlice(slice) => format!("endpointslice {}", slice.name),
+            Change::EndpointSliceGone(name) => format!("endpointslice {name} gone"),
         }
     }
 

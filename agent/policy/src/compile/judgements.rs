@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use agent_common::maps::Service;
+
 use super::Compiler;
 use super::peer_classes::{ClassId, Token};
 use super::policy_sets::{self, SetId, SetRules};
@@ -29,6 +31,22 @@ impl Compiler {
                 .and_then(|function| self.functions.shape(function))
         };
         shape(before) != shape(after)
+    }
+
+    /// True when a set lets what is sent to a Service through to all that is behind it.
+    pub(crate) fn passes_to_service(&self, set: SetId, protocol: u8, service: &Service) -> bool {
+        let Ok(count) = usize::try_from(service.count) else {
+            return false;
+        };
+        let backends = service.backends.get(..count);
+        backends.is_some_and(|backends| {
+            backends.iter().all(|backend| {
+                self.function(set, ClassId(backend.class))
+                    .is_some_and(|function| {
+                        self.functions.passes(function, protocol, backend.port)
+                    })
+            })
+        })
     }
 
     /// Classes that the rules may judge otherwise than class 0.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use agent_common::Address;
 
+use super::addresses::Candidate;
 use super::peer_classes::{Class, ClassId, Token};
 use super::policy_sets::{NameId, SetId};
 use super::prefixes::Net;
@@ -24,6 +25,7 @@ impl Compiler {
             self.refresh_address(cluster, *address);
         }
         merge(&mut self.moved.addresses, addresses);
+        self.services.refresh(cluster);
     }
 
     /// True when the prefix may have another class now; false when there is none such any more.
@@ -44,10 +46,24 @@ impl Compiler {
     }
 
     fn refresh_address(&mut self, cluster: &Cluster, address: Address) {
-        let wanted = self.tokens(cluster, address).map(|(tokens, owner)| {
-            let class = self.class(&tokens);
+        let is_virtual = cluster.is_virtual(address.into());
+        let wanted = match self.tokens(cluster, address) {
+            Some((tokens, owner)) => Some((self.class(&tokens), Some(owner))),
+            // What its prefixes say, and that it is virtual.
+            None if is_virtual => {
+                let atoms = self.prefixes.atoms_of(Net::host(address));
+                let tokens: Vec<Token> = atoms.into_iter().map(Token::Atom).collect();
+                Some((self.class(&tokens), None))
+            }
+            None => None,
+        };
+        let wanted = wanted.map(|(class, owner)| {
             self.classes.hold(class);
-            (class, owner)
+            Candidate {
+                class,
+                owner,
+                is_virtual,
+            }
         });
         if let Some(before) = self.addresses.want(address, wanted) {
             self.release_class(before);

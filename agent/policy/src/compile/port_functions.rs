@@ -157,6 +157,15 @@ impl Function {
         }
     }
 
+    /// True when it passes what is sent to a port.
+    pub(crate) fn passes(&self, protocol: u8, port: u16) -> bool {
+        let mut intervals = self.intervals.iter();
+        let said = intervals.find(|interval| {
+            interval.protocol == protocol && (interval.first..=interval.last).contains(&port)
+        });
+        said.map_or(self.base, |interval| interval.outcome).verdict == ALLOW
+    }
+
     /// True when it does not fit into a row of VERDICTS.
     fn is_long(&self) -> bool {
         self.intervals.len() > PortFunction::default().intervals.len()

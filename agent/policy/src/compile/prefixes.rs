@@ -300,6 +300,8 @@ impl Prefixes {
             wanted,
             old: present.unwrap_or_else(|| above(Self::present_above)),
             new: wanted.unwrap_or_else(|| above(Self::wanted_above)),
+            present_flags: 0,
+            wanted_flags: 0,
         }
     }
 
@@ -382,6 +384,22 @@ pub(crate) struct Row {
     pub(crate) old: ClassId,
     /// The class its addresses are to be judged by.
     pub(crate) new: ClassId,
+    /// `peer_flags` in the map; 0 when the key is not there.
+    pub(crate) present_flags: u32,
+    /// `peer_flags` it is to have; 0 when it is not to be there.
+    pub(crate) wanted_flags: u32,
+}
+
+impl Row {
+    /// True when the map has to be written.
+    pub(crate) fn differs(&self) -> bool {
+        self.present != self.wanted || self.present_flags != self.wanted_flags
+    }
+
+    /// What is in the map once it is as wanted: class and flags.
+    pub(crate) fn settled(&self) -> Option<(ClassId, u32)> {
+        self.wanted.map(|class| (class, self.wanted_flags))
+    }
 }
 
 #[cfg(test)]

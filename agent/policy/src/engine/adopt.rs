@@ -99,18 +99,23 @@ fn foreign(present: &Tables, compiler: &mut Compiler) -> Option<Foreign> {
         }
     }
     for (address, entry) in &present.peers {
-        compiler.addresses.adopt(*address, ClassId(entry.class));
+        let class = ClassId(entry.class);
+        compiler.addresses.adopt(*address, class, entry.flags);
         compiler.moved.addresses.insert(*address);
     }
     for (prefix, entry) in present.prefix_rows() {
         compiler.prefixes.adopt(prefix.into(), ClassId(entry.class));
         compiler.moved.prefixes.insert(prefix.into());
     }
+    for (key, service) in &present.services {
+        compiler.services.adopt((*key).into(), *service);
+    }
     let is_empty = present.endpoints.is_empty()
         && present.verdicts.is_empty()
         && present.ports.is_empty()
         && present.peers.is_empty()
         && present.prefixes.is_empty()
+        && present.services.is_empty()
         && present.slots.is_empty();
     (!is_empty).then_some(foreign)
 }
@@ -132,6 +137,11 @@ fn first_ids(present: &Tables) -> [u64; ID_ROWS as usize] {
     let peers = present.peers.values().copied();
     for entry in peers.chain(present.prefix_rows().map(|(_, entry)| entry)) {
         seen(IdKind::Class, entry.class);
+    }
+    for service in present.services.values() {
+        for backend in service.backends {
+            seen(IdKind::Class, backend.class);
+        }
     }
     for key in present.ports.keys() {
         seen(IdKind::Function, u32::from_be_bytes(key.function_be));

@@ -25,10 +25,10 @@ use crate::compile::policy_sets::SetId;
 use crate::compile::prefixes::Row;
 use crate::plan::{Plan, Summary, Write};
 
-const fn entry(class: ClassId) -> PeerEntry {
+const fn entry(class: ClassId, row: &Row) -> PeerEntry {
     PeerEntry {
         class: class.0,
-        flags: 0,
+        flags: row.wanted_flags,
     }
 }
 
@@ -64,14 +64,17 @@ impl Engine {
             let own = self.write_transitional(&draft, &mut writes, &mut rest);
             for (address, row) in &draft.peers {
                 if let Some(class) = meanwhile(&draft, &own, row) {
-                    writes.push(Write::PutPeer((*address).into(), entry(class)));
+                    writes.push(Write::PutPeer((*address).into(), entry(class, row)));
                 }
             }
             for (net, row) in &draft.prefixes {
                 if let Some(class) = meanwhile(&draft, &own, row) {
-                    writes.push(Write::PutPrefix((*net).into(), entry(class)));
+                    writes.push(Write::PutPrefix((*net).into(), entry(class, row)));
                 }
             }
+            self.write_services(&draft, &mut writes, |change| {
+                class_meanwhile(&draft, &own, change)
+            });
         }
         for flip in &draft.flips {
             self.publish(
@@ -89,12 +92,12 @@ impl Engine {
         };
         for (address, row) in &draft.peers {
             if let Some(class) = row.wanted.filter(|_| !is_final(row)) {
-                writes.push(Write::PutPeer((*address).into(), entry(class)));
+                writes.push(Write::PutPeer((*address).into(), entry(class, row)));
             }
         }
         for (net, row) in &draft.prefixes {
             if let Some(class) = row.wanted.filter(|_| !is_final(row)) {
-                writes.push(Write::PutPrefix((*net).into(), entry(class)));
+                writes.push(Write::PutPrefix((*net).into(), entry(class, row)));
             }
         }
         for (net, row) in draft.prefixes.iter().rev() {
@@ -107,6 +110,7 @@ impl Engine {
                 writes.push(Write::DeletePeer((*address).into()));
             }
         }
+        self.write_services(&draft, &mut writes, |(_, new)| new);
         for bucket in &draft.buckets {
             writes.push(Write::StampPeers {
                 bucket: *bucket,
@@ -129,6 +133,29 @@ impl Engine {
             is_clearing: false,
         };
         (plan, rest)
+    }
+
+    /// Writes rows of SERVICES that differ from the map, their backends having classes by their
+    /// change. New backends come before endpoints flip: as if the Services had changed first, on
+    /// their own.
+    fn write_services(
+        &mut self,
+        draft: &Draft,
+        writes: &mut Vec<Write>,
+        class: impl Fn(Change) -> ClassId,
+    ) {
+        let services = &mut self.compiler.services;
+        for row in &draft.services {
+            let present = row.with(&class);
+            if present == services.present(row.key) {
+                continue;
+            }
+            writes.push(match present {
+                Some(service) => Write::PutService(row.key.into(), service),
+                None => Write::DeleteService(row.key.into()),
+            });
+            services.settle(row.key, present);
+        }
     }
 
     fn withdraw(&mut self, writes: &mut Vec<Write>, rest: &mut Vec<Resting>) -> usize {
@@ -266,7 +293,7 @@ impl Engine {
     fn settle(&mut self, draft: &Draft, rest: &mut Vec<Resting>) {
         for (address, row) in &draft.peers {
             self.compiler.settle_class(row.present, row.wanted);
-            self.compiler.addresses.settle(*address, row.wanted);
+            self.compiler.addresses.settle(*address, row.settled());
         }
         let mut written = draft.peers.iter().map(|(address, _)| *address).peekable();
         for address in std::mem::take(&mut self.compiler.moved.addresses) {
@@ -276,7 +303,8 @@ impl Engine {
             // Rows that stay may have another owner now.
             let compiler = &mut self.compiler;
             let row = compiler.addresses.row(address, &compiler.prefixes).row;
-            compiler.addresses.settle(address, row.present);
+            let present = row.present.map(|class| (class, row.present_flags));
+            compiler.addresses.settle(address, present);
         }
         for (net, row) in &draft.prefixes {
             self.compiler.settle_class(row.present, row.wanted);
@@ -291,6 +319,7 @@ impl Engine {
             self.compiler.drop_set_if_unused(set);
         }
         self.compiler.moved.prefixes.clear();
+        self.compiler.services.settled();
         self.compiler.atoms.put_in_force();
         if !std::mem::take(&mut self.has_new_room) {
             self.touched.clear();
@@ -319,11 +348,17 @@ impl Engine {
 
 /// The class a moving key takes while endpoints flip; `None` when it has it already.
 fn meanwhile(draft: &Draft, own: &BTreeMap<Change, ClassId>, row: &Row) -> Option<ClassId> {
-    let change = (row.old, row.new);
-    let class = match draft.meanwhile.get(&change)? {
-        Meanwhile::Old => row.old,
-        Meanwhile::New => row.new,
-        Meanwhile::Own => *own.get(&change)?,
-    };
-    (row.present != Some(class)).then_some(class)
+    let class = class_meanwhile(draft, own, (row.old, row.new));
+    let is_there = row.present == Some(class) && row.present_flags == row.wanted_flags;
+    (!is_there).then_some(class)
+}
+
+/// The class that addresses have while endpoints flip.
+fn class_meanwhile(draft: &Draft, own: &BTreeMap<Change, ClassId>, change: Change) -> ClassId {
+    let (old, new) = change;
+    match draft.meanwhile.get(&change) {
+        Some(Meanwhile::New) => new,
+        Some(Meanwhile::Own) => own.get(&change).copied().unwrap_or(old),
+        Some(Meanwhile::Old) | None => old,
+    }
 }

@@ -8,7 +8,7 @@ use agent_common::maps::Config;
 
 use super::Engine;
 use super::endpoints::{Endpoint, Published};
-use super::transition::{Change, Meanwhile, Transition, TransitionalRow};
+use super::transition::{Change, Meanwhile, ServiceRow, Transition, TransitionalRow};
 use crate::compile::peer_classes::ClassId;
 use crate::compile::policy_sets::SetId;
 use crate::compile::prefixes::{Net, Row};
@@ -35,6 +35,8 @@ pub(super) struct Draft {
     pub(super) peers: Vec<(Address, Row)>,
     /// Rows of `PEERS_CIDR` that change.
     pub(super) prefixes: Vec<(Net, Row)>,
+    /// Rows of SERVICES that may change.
+    pub(super) services: Vec<ServiceRow>,
     /// True when moving keys need care while endpoints flip.
     pub(super) has_targets: bool,
     pub(super) meanwhile: BTreeMap<Change, Meanwhile>,
@@ -108,6 +110,7 @@ impl Engine {
             buckets,
             peers: transition.peers,
             prefixes: transition.prefixes,
+            services: transition.services,
         };
         self.check(&draft)?;
         Ok(draft)
@@ -170,6 +173,12 @@ impl Engine {
                 "PORTS",
                 port_rows + self.adopted_ports.len(),
                 options.ports,
+            ),
+            (
+                "ports of Services' addresses",
+                "SERVICES",
+                compiler.services.len(),
+                options.services,
             ),
             (
                 "names of rules and pods",

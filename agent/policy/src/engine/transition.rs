@@ -5,13 +5,14 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent_common::Address;
-use agent_common::maps::{PortFunction, VerdictKey, peer_bucket};
+use agent_common::maps::{PortFunction, Service, VerdictKey, peer_bucket};
 
 use crate::compile::Compiler;
 use crate::compile::peer_classes::{ClassId, Token};
 use crate::compile::policy_sets::SetId;
 use crate::compile::port_functions::FunctionId;
 use crate::compile::prefixes::{Net, Row};
+use crate::compile::services::{self, Key};
 use crate::hash::HashMap;
 
 /// A key's class before and after.
@@ -55,6 +56,8 @@ pub(super) struct Transition<'a> {
     taken_over: Vec<Address>,
     /// Rows of `PEERS_CIDR` that differ from the map.
     pub(super) prefixes: Vec<(Net, Row)>,
+    /// Rows of SERVICES that may differ from the map.
+    pub(super) services: Vec<ServiceRow>,
     /// Sets that published endpoints flip to.
     targets: BTreeSet<SetId>,
     /// How many (endpoint, direction) pairs leave a set.
@@ -68,10 +71,67 @@ pub(super) struct Transition<'a> {
     revised: RefCell<HashMap<(SetId, SetId), bool>>,
 }
 
+/// A row of SERVICES that may differ from the map.
+#[derive(Clone, Debug)]
+pub(super) struct ServiceRow {
+    pub(super) key: Key,
+    /// It is in the map.
+    pub(super) was_there: bool,
+    /// Nothing is to be said of the port any more.
+    pub(super) is_gone: bool,
+    pub(super) backends: Vec<BackendRow>,
+}
+
+/// A backend of a [`ServiceRow`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BackendRow {
+    port: u16,
+    /// The class its address is judged by now.
+    old: ClassId,
+    /// The class its address is to be judged by.
+    new: ClassId,
+}
+
+impl ServiceRow {
+    fn all(compiler: &Compiler) -> Vec<Self> {
+        let moved = &compiler.moved;
+        let keys = compiler.services.moved(&moved.addresses, &moved.prefixes);
+        let keys = keys.into_iter();
+        keys.map(|key| Self::of(compiler, key)).collect()
+    }
+
+    fn of(compiler: &Compiler, key: Key) -> Self {
+        let wanted = compiler.services.backends(key);
+        let backends = wanted.unwrap_or_default().iter();
+        let backends = backends.map(|(address, port)| {
+            let Row { old, new, .. } = compiler.addresses.row(*address, &compiler.prefixes).row;
+            BackendRow {
+                port: *port,
+                old,
+                new,
+            }
+        });
+        Self {
+            key,
+            was_there: compiler.services.present(key).is_some(),
+            is_gone: wanted.is_none(),
+            backends: backends.collect(),
+        }
+    }
+
+    /// The row, its backends having classes by their change; `None` when it is to go.
+    pub(super) fn with(&self, class: impl Fn(Change) -> ClassId) -> Option<Service> {
+        let backends = self.backends.iter();
+        let backends: Vec<(ClassId, u16)> = backends
+            .map(|backend| (class((backend.old, backend.new)), backend.port))
+            .collect();
+        (!self.is_gone).then(|| services::row(&backends))
+    }
+}
+
 impl<'a> Transition<'a> {
     pub(super) fn new(compiler: &'a Compiler, foreign: Option<&'a Foreign>) -> Self {
         let moved = &compiler.moved;
-        let differs = |row: &Row| row.present != row.wanted;
         let mut peers = Vec::with_capacity(moved.addresses.len());
         let mut taken_over = Vec::new();
         for address in &moved.addresses {
@@ -79,7 +139,7 @@ impl<'a> Transition<'a> {
             if peer.has_new_owner {
                 taken_over.push(*address);
             }
-            if differs(&peer.row) {
+            if peer.row.differs() {
                 peers.push((*address, peer.row));
             }
         }
@@ -92,7 +152,8 @@ impl<'a> Transition<'a> {
             foreign,
             peers,
             taken_over,
-            prefixes: prefixes.filter(|(_, row)| differs(row)).collect(),
+            prefixes: prefixes.filter(|(_, row)| row.differs()).collect(),
+            services: ServiceRow::all(compiler),
             targets: BTreeSet::new(),
             leaving: HashMap::default(),
             changes: BTreeSet::new(),
@@ -245,10 +306,38 @@ impl<'a> Transition<'a> {
     /// the peer have to be judged again.
     fn is_stamped(&self, (old, new): Change) -> bool {
         self.concerned((old, new)).into_iter().any(|set| {
-            let published = self.compiler.sets.get(set).map_or(0, |set| set.published);
-            let leaving = self.leaving.get(&set).copied().unwrap_or_default();
-            published > leaving && self.compiler.judges_differently((set, old), (set, new))
+            self.is_kept_in_force(set)
+                && self.compiler.judges_differently((set, old), (set, new))
         })
+    }
+
+    /// True when some published endpoint keeps the set.
+    fn is_kept_in_force(&self, set: SetId) -> bool {
+        let published = self.compiler.sets.get(set).map_or(0, |set| set.published);
+        let leaving = self.leaving.get(&set).copied().unwrap_or_default();
+        published > leaving
+    }
+
+    /// True when an endpoint that keeps its set judges a Service differently because its backends are
+    /// other peers now. What comes or goes behind one is of no concern to flows that the Service
+    /// proxy has placed.
+    fn is_service_stamped(&self, service: &ServiceRow) -> bool {
+        let before = service.with(|(old, _)| old).filter(|_| service.was_there);
+        let (Some(before), Some(after)) = (before, service.with(|(_, new)| new)) else {
+            return false;
+        };
+        let backends = service.backends.iter();
+        let mut concerned: BTreeSet<SetId> = BTreeSet::new();
+        for backend in backends.filter(|backend| backend.old != backend.new) {
+            concerned.extend(self.concerned((backend.old, backend.new)));
+        }
+        let passes = |set, row| {
+            let protocol = service.key.protocol;
+            self.compiler.passes_to_service(set, protocol, row)
+        };
+        concerned
+            .into_iter()
+            .any(|set| self.is_kept_in_force(set) && passes(set, &before) != passes(set, &after))
     }
 
     /// Buckets of peers whose connections have to be judged again. Prefixes are not asked: whoever
@@ -266,6 +355,9 @@ impl<'a> Transition<'a> {
             }
         }
         buckets.extend(self.taken_over.iter().map(|address| peer_bucket(*address)));
+        let services = self.services.iter();
+        let rejudged = services.filter(|service| self.is_service_stamped(service));
+        buckets.extend(rejudged.map(|service| peer_bucket(service.key.address)));
         buckets
     }
 

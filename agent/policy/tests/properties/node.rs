@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_common::Address;
-use agent_common::judge::{PolicyTables as _, judge, peer_of};
-use agent_common::maps::{IdKind, NAME_SLOT, NameKey, peer_bucket};
-use agent_policy::cluster::Cluster;
+use agent_common::judge::{PolicyTables as _, judge_peer, peer_of};
+use agent_common::maps::{IdKind, NAME_SLOT, NameKey, PeerEntry, ServiceKey, peer_bucket};
+use agent_policy::cluster::{Cluster, Frontend};
 use agent_policy::engine::{Engine, LocalEndpoint, Options};
 use agent_policy::evaluate;
 use agent_policy::hash::HashMap;
@@ -42,22 +42,31 @@ pub(crate) struct Verdicted {
     pub(crate) rule: RuleId,
 }
 
+/// What is behind each address.
+pub(crate) type Frontends = BTreeMap<IpAddr, Vec<Frontend>>;
+
 pub(crate) type Verdicts = BTreeMap<Packet, Verdicted>;
 
 /// Every packet at every published endpoint.
 pub(crate) fn verdicts(tables: &Tables) -> Verdicts {
     let mut verdicts = Verdicts::new();
-    let classes: Vec<(IpAddr, u32)> = world::addresses()
+    let entries: Vec<(IpAddr, PeerEntry)> = world::addresses()
         .into_iter()
-        .map(|peer| (peer, peer_of(tables, &Address::from(peer)).class))
+        .map(|peer| (peer, peer_of(tables, &Address::from(peer))))
         .collect();
     for ifindex in tables.endpoints.keys() {
         let (config, _) = tables.endpoint(*ifindex).expect("published with its row");
         for direction in Direction::ALL {
             let set = config.sets[direction as usize];
-            for (peer, class) in &classes {
+            for (peer, entry) in &entries {
                 for (protocol, port) in world::protocols_and_ports() {
-                    let judgement = judge(tables, set, *class, protocol, port);
+                    let key = ServiceKey {
+                        address: Address::from(*peer),
+                        port,
+                        protocol,
+                        reserved: 0,
+                    };
+                    let judgement = judge_peer(tables, set, *entry, direction, &key);
                     let packet = Packet {
                         ifindex: *ifindex,
                         slot: config.slot,
@@ -97,7 +106,7 @@ pub(crate) fn stamps(tables: &Tables) -> BTreeMap<(u32, IpAddr), (u32, u32)> {
 }
 
 /// How much each map holds.
-pub(crate) fn sizes(tables: &Tables) -> [usize; 6] {
+pub(crate) fn sizes(tables: &Tables) -> [usize; 7] {
     [
         tables.verdicts.len(),
         tables.ports.len(),
@@ -105,6 +114,7 @@ pub(crate) fn sizes(tables: &Tables) -> [usize; 6] {
         tables.prefix_rows().count(),
         tables.endpoints.len(),
         tables.slots.len(),
+        tables.services.len(),
     ]
 }
 
@@ -245,7 +255,12 @@ impl Node {
         let namespaces = cluster
             .namespaces()
             .map(|namespace| Change::NamespaceGone(Arc::clone(&namespace.name)));
-        let changes: Vec<Event> = pods.chain(namespaces).map(Event::Change).collect();
+        let services = cluster.services();
+        let services = services.map(|service| Change::ServiceGone(service.name.clone()));
+        let slices = cluster.endpoint_slices();
+        let slices = slices.map(|slice| Change::EndpointSliceGone(slice.name.clone()));
+        let changes = pods.chain(namespaces).chain(services).chain(slices);
+        let changes: Vec<Event> = changes.map(Event::Change).collect();
         self.happen(&changes);
         let detached: Vec<Event> = self
             .attached
@@ -286,7 +301,14 @@ impl Node {
         let namespaces = cluster
             .namespaces()
             .map(|namespace| Change::Namespace(namespace.clone()));
-        let changes = namespaces.chain(pods).chain(policies).map(Event::Change);
+        let services = cluster
+            .services()
+            .map(|service| Change::Service(Box::new(service.clone())));
+        let slices = cluster
+            .endpoint_slices()
+            .map(|slice| Change::EndpointSlice(Box::new(slice.clone())));
+        let changes = namespaces.chain(pods).chain(policies);
+        let changes = changes.chain(services).chain(slices).map(Event::Change);
         changes
             .chain(self.attached.values().map(|pod| Event::Attach(*pod)))
             .collect()
@@ -301,6 +323,15 @@ impl Node {
                 .pod(&uid)
                 .is_some_and(|pod| **pod == *known)
         })
+    }
+
+    /// What is behind each virtual address.
+    pub(crate) fn frontends(&self) -> Frontends {
+        let cluster = self.engine.cluster();
+        let addresses = world::addresses().into_iter();
+        addresses
+            .map(|address| (address, cluster.frontends(address)))
+            .collect()
     }
 
     /// The pod each address belongs to.

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use agent_policy::model::{
-    Change, ContainerPort, Labels, Namespace, NamespaceScope, ObjectName, Peer, Peers, Phase, Pod,
-    PodUid, Policy, PortMatch, Ports, Protocol, Rule,
+    BackendPort, Change, ContainerPort, EndpointSlice, Labels, Namespace, NamespaceScope,
+    ObjectName, Peer, Peers, Phase, Pod, PodUid, Policy, PortMatch, Ports, Protocol, Rule, Service,
+    ServicePort,
 };
 use agent_policy::selector::{Operator, Requirement, Selector};
 use proptest::collection::vec;
@@ -29,6 +30,9 @@ const POD_ADDRESSES: [&str; 9] = [
     "fd00::2",
     "fd00:1::1",
 ];
+/// Addresses that Services may have: in ranges, out of them, and a pod's (which an external address
+/// may be, too).
+const VIRTUAL_ADDRESSES: [&str; 4] = ["10.0.0.200", "10.96.0.1", "fd00:1::200", "172.16.0.1"];
 const OTHER_ADDRESSES: [&str; 12] = [
     "10.0.0.0",
     "10.0.0.9",
@@ -69,7 +73,8 @@ pub(crate) fn protocols_and_ports() -> impl Iterator<Item = (u8, u16)> {
 
 /// Every address that rules may tell apart: of each range below, also one that is no pod's.
 pub(crate) fn addresses() -> Vec<IpAddr> {
-    let all = POD_ADDRESSES.iter().chain(&OTHER_ADDRESSES);
+    let virtual_ones = VIRTUAL_ADDRESSES.iter().filter(|text| !POD_ADDRESSES.contains(text));
+    let all = POD_ADDRESSES.iter().chain(&OTHER_ADDRESSES).chain(virtual_ones);
     all.map(|text| text.parse().unwrap()).collect()
 }
 
@@ -268,6 +273,59 @@ pub(crate) fn policy() -> impl Strategy<Value = Change> {
     )
 }
 
+fn service_name() -> impl Strategy<Value = ObjectName> {
+    prop::sample::select(&["web", "dns"][..]).prop_map(|name| ObjectName::new("a", name))
+}
+
+/// A port by its name, at a Service and behind it.
+fn named_port() -> impl Strategy<Value = (&'static str, Protocol)> {
+    prop::sample::select(&[("http", Protocol::TCP), ("dns", Protocol::UDP)][..])
+}
+
+fn service() -> impl Strategy<Value = Change> {
+    let addresses = vec(prop::sample::select(&VIRTUAL_ADDRESSES[..]), 0..3);
+    let ports = vec((named_port(), prop::sample::select(&[53_u16, 80][..])), 0..3);
+    (service_name(), addresses, ports).prop_map(|(name, addresses, ports)| {
+        let ports = ports.into_iter().map(|((name, protocol), port)| ServicePort {
+            name: name.to_owned(),
+            protocol,
+            port,
+        });
+        Change::Service(Box::new(Service {
+            name,
+            addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+            ports: ports.collect(),
+        }))
+    })
+}
+
+fn slice_name() -> impl Strategy<Value = ObjectName> {
+    (0..4).prop_map(|number| ObjectName::new("a", format!("slice-{number}")))
+}
+
+fn endpoint_slice() -> impl Strategy<Value = Change> {
+    let address = prop_oneof![
+        4 => prop::sample::select(&POD_ADDRESSES[..]),
+        1 => prop::sample::select(&OTHER_ADDRESSES[..]),
+    ];
+    let ports = vec((named_port(), prop::sample::select(&[53_u16, 80, 8080][..])), 1..3);
+    (slice_name(), service_name(), vec(address, 0..4), ports).prop_map(
+        |(name, service, addresses, ports)| {
+            let ports = ports.into_iter().map(|((name, protocol), port)| BackendPort {
+                name: name.to_owned(),
+                protocol,
+                port,
+            });
+            Change::EndpointSlice(Box::new(EndpointSlice {
+                name,
+                service: service.name,
+                addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+                ports: ports.collect(),
+            }))
+        },
+    )
+}
+
 /// One thing that happens to the agent.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
@@ -303,6 +361,10 @@ pub(crate) fn event() -> impl Strategy<Value = Event> {
         4 => namespace().prop_map(Event::Change),
         10 => policy().prop_map(Event::Change),
         3 => gone.prop_map(Event::Change),
+        2 => service().prop_map(Event::Change),
+        4 => endpoint_slice().prop_map(Event::Change),
+        1 => service_name().prop_map(|name| Event::Change(Change::ServiceGone(name))),
+        1 => slice_name().prop_map(|name| Event::Change(Change::EndpointSliceGone(name))),
         6 => relist(),
         1 => (0..LOCAL).prop_map(Event::Detach),
         2 => (0..LOCAL).prop_map(Event::Attach),
@@ -312,9 +374,11 @@ pub(crate) fn event() -> impl Strategy<Value = Event> {
 /// A populated world, then batches of events.
 pub(crate) fn history(batches: usize) -> impl Strategy<Value = Vec<Vec<Event>>> {
     let pods: Vec<_> = (0..PODS).map(|pod| pod_of(Just(pod))).collect();
-    let start = (pods, vec(namespace(), 3), vec(policy(), 1..7)).prop_map(
-        |(pods, namespaces, policies)| {
+    let services = (vec(service(), 0..3), vec(endpoint_slice(), 0..4));
+    let start = (pods, vec(namespace(), 3), vec(policy(), 1..7), services).prop_map(
+        |(pods, namespaces, policies, (services, slices))| {
             let changes = pods.into_iter().chain(namespaces).chain(policies);
+            let changes = changes.chain(services).chain(slices);
             let mut events: Vec<Event> = changes.map(Event::Change).collect();
             events.extend((0..LOCAL).map(Event::Attach));
             events

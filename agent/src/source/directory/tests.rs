@@ -62,7 +62,11 @@ fn namespace_of(change: Change) -> Named {
         | Change::Node(_)
         | Change::NodeGone(_)
         | Change::Policy(_)
-        | Change::PolicyGone(_)) => panic!("{other:?}"),
+        | Change::PolicyGone(_)
+        | Change::Service(_)
+        | Change::ServiceGone(_)
+        | Change::EndpointSlice(_)
+        | Change::EndpointSliceGone(_)) => panic!("{other:?}"),
     }
 }
 

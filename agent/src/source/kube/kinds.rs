@@ -8,6 +8,7 @@ use agent_policy::manifest;
 use agent_policy::model::{Change, Finding, ObjectName};
 use bytes::Bytes;
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -33,7 +34,7 @@ pub(super) struct Watched {
 
 /// Every kind that is watched. One that nothing looks at costs bytes and memory for nothing: a kind
 /// gets its line here when the engine has a use for it.
-pub(super) const WATCHED: [Watched; 4] = [
+pub(super) const WATCHED: [Watched; 6] = [
     Watched {
         kind: Kind::Namespace,
         path: "/api/v1/namespaces",
@@ -88,6 +89,34 @@ pub(super) const WATCHED: [Watched; 4] = [
             let kept = serde_json::to_vec(&document)?;
             let change = Some(Change::Policy(Box::new(policy)));
             Ok(Read::As(change, findings, kept))
+        },
+    },
+    Watched {
+        kind: Kind::Service,
+        path: "/api/v1/services",
+        list: "ServiceList",
+        may_be_absent: false,
+        read: |bytes| {
+            typed(bytes, |object: trimmed::Service| {
+                let object = core::Service::from(object);
+                let (service, findings) = manifest::service(&object);
+                let change = service.map(|service| Change::Service(Box::new(service)));
+                (object, change, findings)
+            })
+        },
+    },
+    Watched {
+        kind: Kind::EndpointSlice,
+        path: "/apis/discovery.k8s.io/v1/endpointslices",
+        list: "EndpointSliceList",
+        may_be_absent: false,
+        read: |bytes| {
+            typed(bytes, |object: trimmed::EndpointSlice| {
+                let object = EndpointSlice::from(object);
+                let (slice, findings) = manifest::endpoint_slice(&object);
+                let change = slice.map(|slice| Change::EndpointSlice(Box::new(slice)));
+                (object, change, findings)
+            })
         },
     },
 ];
@@ -287,6 +316,8 @@ fn share_name(change: &mut Change, name: &ObjectName) {
     let own = match change {
         Change::Pod(pod) => &mut pod.name,
         Change::Policy(policy) => &mut policy.name,
+        Change::Service(service) => &mut service.name,
+        Change::EndpointSlice(slice) => &mut slice.name,
         Change::Namespace(namespace) if namespace.name == name.name => {
             namespace.name = Arc::clone(&name.name);
             return;
@@ -300,7 +331,9 @@ fn share_name(change: &mut Change, name: &ObjectName) {
         | Change::PodGone(_)
         | Change::NamespaceGone(_)
         | Change::NodeGone(_)
-        | Change::PolicyGone(_) => return,
+        | Change::PolicyGone(_)
+        | Change::ServiceGone(_)
+        | Change::EndpointSliceGone(_) => return,
     };
     if own == name {
         *own = name.clone();
@@ -349,10 +382,14 @@ mod tests {
                     Change::Node(node) => ("node", node.name.to_string()),
                     Change::Pod(pod) => ("pod", pod.name.to_string()),
                     Change::Policy(policy) => ("networkpolicy", policy.name.to_string()),
+                    Change::Service(service) => ("service", service.name.to_string()),
+                    Change::EndpointSlice(slice) => ("endpointslice", slice.name.to_string()),
                     gone @ (Change::NamespaceGone(_)
                     | Change::NodeGone(_)
                     | Change::PodGone(_)
-                    | Change::PolicyGone(_)) => panic!("{gone:?}"),
+                    | Change::PolicyGone(_)
+                    | Change::ServiceGone(_)
+                    | Change::EndpointSliceGone(_)) => panic!("{gone:?}"),
                 };
                 format!("{kind} {name} at {}", item.id.version)
             }
@@ -368,6 +405,8 @@ mod tests {
             (Kind::Node, "node a at 7"),
             (Kind::Pod, "pod shop/a at 7"),
             (Kind::NetworkPolicy, "networkpolicy shop/a at 7"),
+            (Kind::Service, "service shop/a at 7"),
+            (Kind::EndpointSlice, "endpointslice shop/a at 7"),
         ] {
             let object =
                 json!({"metadata": {"name": "a", "namespace": "shop", "resourceVersion": "7"}});

@@ -342,8 +342,8 @@ impl Table {
             Kind::Node => Some(Change::NodeGone(Arc::clone(&name.name))),
             Kind::Pod => uid.map(Change::PodGone),
             Kind::NetworkPolicy => Some(Change::PolicyGone(name.clone())),
-            // Nothing looks at these yet.
-            Kind::Service | Kind::EndpointSlice => None,
+            Kind::Service => Some(Change::ServiceGone(name.clone())),
+            Kind::EndpointSlice => Some(Change::EndpointSliceGone(name.clone())),
         }
     }
 }
@@ -384,7 +384,11 @@ mod tests {
             | Change::Node(_)
             | Change::NodeGone(_)
             | Change::Policy(_)
-            | Change::PolicyGone(_) => panic!("no pod's: {change:?}"),
+            | Change::PolicyGone(_)
+            | Change::Service(_)
+            | Change::ServiceGone(_)
+            | Change::EndpointSlice(_)
+            | Change::EndpointSliceGone(_) => panic!("no pod's: {change:?}"),
         };
         changes
             .gone

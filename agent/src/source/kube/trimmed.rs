@@ -8,6 +8,7 @@ use std::fmt;
 
 use agent_policy::manifest;
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -226,6 +227,98 @@ impl From<Pod> for core::Pod {
     }
 }
 
+/// A Service.
+#[derive(Debug, Deserialize)]
+pub(super) struct Service {
+    pub(super) metadata: Meta,
+    #[serde(default)]
+    spec: ServiceSpec,
+    #[serde(default)]
+    status: Option<ServiceStatus>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ServiceSpec {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    #[serde(rename = "clusterIP")]
+    cluster_ip: Option<String>,
+    #[serde(rename = "clusterIPs")]
+    cluster_ips: Option<Vec<String>>,
+    #[serde(rename = "externalIPs")]
+    external_ips: Option<Vec<String>>,
+    ports: Option<Vec<core::ServicePort>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ServiceStatus {
+    #[serde(default, rename = "loadBalancer")]
+    load_balancer: Option<core::LoadBalancerStatus>,
+}
+
+impl From<Service> for core::Service {
+    fn from(object: Service) -> Self {
+        let spec = object.spec;
+        Self {
+            metadata: object.metadata.into(),
+            spec: Some(core::ServiceSpec {
+                type_: spec.kind,
+                cluster_ip: spec.cluster_ip,
+                cluster_ips: spec.cluster_ips,
+                external_ips: spec.external_ips,
+                ports: spec.ports,
+                ..core::ServiceSpec::default()
+            }),
+            status: object.status.map(|status| core::ServiceStatus {
+                load_balancer: status.load_balancer,
+                ..core::ServiceStatus::default()
+            }),
+        }
+    }
+}
+
+/// Some of a Service's backends.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct EndpointSlice {
+    pub(super) metadata: Meta,
+    #[serde(default)]
+    address_type: String,
+    #[serde(default)]
+    endpoints: Option<Vec<Endpoint>>,
+    #[serde(default)]
+    ports: Option<Vec<discovery::EndpointPort>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Endpoint {
+    #[serde(default)]
+    addresses: Option<Vec<String>>,
+    #[serde(default)]
+    conditions: Option<discovery::EndpointConditions>,
+}
+
+impl From<EndpointSlice> for discovery::EndpointSlice {
+    fn from(object: EndpointSlice) -> Self {
+        let endpoints = object.endpoints.unwrap_or_default().into_iter();
+        Self {
+            metadata: object.metadata.into(),
+            address_type: object.address_type,
+            endpoints: Some(
+                endpoints
+                    .map(|endpoint| discovery::Endpoint {
+                        addresses: endpoint.addresses.unwrap_or_default(),
+                        conditions: endpoint.conditions,
+                        ..discovery::Endpoint::default()
+                    })
+                    .collect(),
+            ),
+            ports: object.ports,
+        }
+    }
+}
+
 /// A network policy: its specification as a whole, because one value of a wrong type or a field
 /// that is new must not cost the rest.
 #[derive(Debug, Deserialize)]
@@ -331,6 +424,40 @@ mod tests {
         let (trimmed, whole) = both::<Node, core::Node, _>(&node, manifest::node);
         assert_eq!(trimmed, whole);
         assert_eq!(trimmed.0.map(|node| node.pod_cidrs.len()), Some(2));
+    }
+
+    #[test]
+    fn of_services_and_their_slices_everything_is_read_that_policy_looks_at() {
+        let service = json!({
+            "metadata": metadata(),
+            "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.1",
+                     "clusterIPs": ["10.96.0.1", "fd00::1"], "externalIPs": ["192.0.2.1"],
+                     "selector": {"app": "web"}, "sessionAffinity": "ClientIP",
+                     "ports": [{"name": "http", "port": 80, "targetPort": "http",
+                                "nodePort": 30080}]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}},
+        });
+        let (trimmed, whole) = both::<Service, core::Service, _>(&service, manifest::service);
+        assert_eq!(trimmed, whole);
+        assert!(trimmed.0.is_some_and(|service| service.addresses.len() == 4));
+        let mut metadata = metadata();
+        metadata["labels"]["kubernetes.io/service-name"] = json!("web");
+        let slice = json!({
+            "metadata": metadata, "addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.0.0.1"], "nodeName": "n1", "zone": "a",
+                           "conditions": {"ready": true, "serving": true},
+                           "targetRef": {"kind": "Pod", "name": "web-1"}},
+                          {"addresses": ["10.0.0.2"], "conditions": {"ready": false}}],
+            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+        });
+        let (trimmed, whole) = both::<EndpointSlice, discovery::EndpointSlice, _>(
+            &slice,
+            manifest::endpoint_slice,
+        );
+        assert_eq!(trimmed, whole);
+        assert!(trimmed.0.is_some_and(|slice| {
+            slice.addresses.len() == 1 && &*slice.service == "web" && slice.ports.len() == 1
+        }));
     }
 
     #[test]

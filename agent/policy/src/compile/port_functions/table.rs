@@ -118,6 +118,12 @@ impl Functions {
             .unwrap_or_default()
     }
 
+    /// True when the function passes what is sent to a port.
+    pub(crate) fn passes(&self, id: FunctionId, protocol: u8, port: u16) -> bool {
+        self.entry(id)
+            .is_some_and(|entry| entry.content.passes(protocol, port))
+    }
+
     /// What the function passes and drops.
     pub(crate) fn shape(&self, id: FunctionId) -> Option<ShapeId> {
         self.entry(id).map(|entry| entry.shape)
