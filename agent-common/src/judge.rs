@@ -119,7 +119,10 @@ impl Sealed {
     }
 
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "halves of what `of` put together")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "halves of what `of` put together"
+    )]
     fn open(self, tables: &impl PolicyTables) -> Judgement {
         let reason = match (self.0 >> 32) as u8 {
             number if number == Reason::Rule.number() => Reason::Rule,
@@ -172,13 +175,7 @@ pub fn judge(
 }
 
 #[inline(always)]
-fn look_up(
-    tables: &impl PolicyTables,
-    set: u32,
-    class: u32,
-    protocol: u8,
-    port: u16,
-) -> Judgement {
+fn look_up(tables: &impl PolicyTables, set: u32, class: u32, protocol: u8, port: u16) -> Judgement {
     if set == 0 {
         return Judgement {
             reason: Reason::NotIsolated,

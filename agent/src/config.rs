@@ -1,19 +1,20 @@
 //! The agent's configuration: raw options in, typed and validated once, never seen raw again.
 
+mod capacities;
+mod dns_cache;
 mod objects;
 mod plugin;
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-use agent_common::maps::{MAPS, MapKind};
 
 use crate::dataplane::Method;
 use crate::endpoints::DEFAULT_CNI_RESULTS;
 use crate::plugin::{DEFAULT_BIN_DIR, DEFAULT_CONF_DIR, Entry, OnTimeout, Places};
 
+pub use capacities::Capacities;
+pub use dns_cache::{DEFAULT_DNS_CACHE, DEFAULT_DNS_SERVICE, DnsCache};
 pub use objects::Objects;
 pub use plugin::Plugin;
 
@@ -221,6 +222,12 @@ pub enum ConfigError {
         /// The names there are.
         known: String,
     },
+    /// An address of `--dns-cache` is none.
+    #[error("--dns-cache {0:?}: not an IP address; an empty value where the node has no cache")]
+    DnsCacheAddress(String),
+    /// `--dns-service` names no Service.
+    #[error("--dns-service {0:?}: write NAMESPACE/NAME, as {DEFAULT_DNS_SERVICE}")]
+    DnsService(String),
     /// `--map-capacity` is out of range.
     #[error("--map-capacity {name}={value}: must be at least 1 and at most {most}")]
     Capacity {
@@ -268,6 +275,10 @@ pub struct Options {
     pub attach: Option<Method>,
     /// `--map-capacity`, each `NAME=ENTRIES`.
     pub capacities: Vec<String>,
+    /// `--dns-cache`.
+    pub dns_cache: Vec<String>,
+    /// `--dns-service`.
+    pub dns_service: String,
     /// `--cni-plugin`.
     pub cni_plugin: Plugin,
     /// `--cni-conf-dir` and `--cni-bin-dir`.
@@ -300,6 +311,8 @@ impl Options {
             denied_retention: DEFAULT_DENIED_RETENTION.to_owned(),
             attach: None,
             capacities: Vec::new(),
+            dns_cache: vec![DEFAULT_DNS_CACHE.to_owned()],
+            dns_service: DEFAULT_DNS_SERVICE.to_owned(),
             cni_plugin: Plugin::default(),
             cni_places: Places {
                 conf: PathBuf::from(DEFAULT_CONF_DIR),
@@ -345,78 +358,12 @@ pub struct Config {
     pub attach: Option<Method>,
     /// Capacities that differ from the default, by map name.
     pub capacities: Capacities,
+    /// The node's DNS cache, and the Service that it stands for.
+    pub dns_cache: DnsCache,
     /// Where the CNI plugin is put and what its entry says; nothing where it is not.
     pub plugin: Option<(Places, Entry)>,
     /// How log lines look.
     pub log_format: LogFormat,
-}
-
-/// Entries per map, where they differ from `agent_common::maps::MAPS`.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Capacities(BTreeMap<&'static str, u32>);
-
-/// No map may be asked to hold more entries than this.
-const MOST_ENTRIES: u32 = 16 << 20;
-
-impl Capacities {
-    /// How many entries a map gets.
-    pub fn of(&self, name: &str) -> u32 {
-        self.0.get(name).copied().unwrap_or_else(|| {
-            MAPS.iter()
-                .find(|spec| spec.name == name)
-                .map_or(0, |spec| spec.capacity)
-        })
-    }
-
-    /// The capacities that differ from the default.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u32)> {
-        self.0.iter().map(|(name, entries)| (*name, *entries))
-    }
-
-    fn parse(items: &[String]) -> Result<Self, ConfigError> {
-        let mut capacities = BTreeMap::new();
-        for item in items {
-            let malformed = || ConfigError::CapacityForm(item.clone());
-            let (name, entries) = item.split_once('=').ok_or_else(malformed)?;
-            let entries: u64 = entries.parse().map_err(|_error| malformed())?;
-            let name = sizeable()
-                .find(|known| known.eq_ignore_ascii_case(name))
-                .ok_or_else(|| ConfigError::UnknownMap {
-                    name: name.to_owned(),
-                    known: sizeable().collect::<Vec<_>>().join(", "),
-                })?;
-            match u32::try_from(entries) {
-                Ok(entries) if (1..=MOST_ENTRIES).contains(&entries) => {
-                    capacities.insert(name, entries);
-                }
-                Ok(_) | Err(_) => {
-                    return Err(ConfigError::Capacity {
-                        name,
-                        value: entries,
-                        most: MOST_ENTRIES,
-                    });
-                }
-            }
-        }
-        Ok(Self(capacities))
-    }
-}
-
-/// Interfaces whose place is taken: as many as there are slots. Fewer would be found full in the
-/// middle of a plan, and that plan would keep every later one back.
-const AS_MANY_AS_SLOTS: &str = "ENDPOINTS_COLLIDING";
-
-/// Maps whose size is a matter of taste; arrays are sized by what indexes them.
-fn sizeable() -> impl Iterator<Item = &'static str> {
-    MAPS.iter()
-        .filter(|spec| match spec.kind {
-            _ if spec.name == AS_MANY_AS_SLOTS => false,
-            MapKind::Hash | MapKind::LruHash | MapKind::LpmTrie | MapKind::ArrayOfLruHash => true,
-            MapKind::Array | MapKind::MappedArray | MapKind::PerCpuArray | MapKind::RingBuffer => {
-                false
-            }
-        })
-        .map(|spec| spec.name)
 }
 
 impl Config {
@@ -446,6 +393,7 @@ impl Config {
                 .map(metrics_address)
                 .transpose()?,
             capacities: Capacities::parse(&options.capacities)?,
+            dns_cache: DnsCache::parse(&options.dns_cache, &options.dns_service)?,
             plugin,
             objects,
             node: options.node,

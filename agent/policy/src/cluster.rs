@@ -216,8 +216,7 @@ impl Cluster {
         port: u16,
     ) -> Option<BTreeSet<Backend>> {
         let mut frontends = self.services.frontends(address).into_iter();
-        let is_asked =
-            |frontend: &Frontend| frontend.protocol == protocol && frontend.port == port;
+        let is_asked = |frontend: &Frontend| frontend.protocol == protocol && frontend.port == port;
         frontends.find(is_asked).map(|found| found.backends)
     }
 

@@ -263,9 +263,11 @@ impl<'a> Flow<'a> {
 
     /// The first rule of policies, which are in order, that admits it.
     fn first_rule_of(&self, policies: &[&Arc<Policy>], direction: Direction) -> Option<RuleRef> {
-        let rules = policies
-            .iter()
-            .flat_map(|policy| (0..).zip(policy.rules(direction)).map(move |rule| (policy, rule)));
+        let rules = policies.iter().flat_map(|policy| {
+            (0..)
+                .zip(policy.rules(direction))
+                .map(move |rule| (policy, rule))
+        });
         let mut admitting = rules.filter(|(policy, (_, rule))| self.is_admitted_by(policy, rule));
         admitting.next().map(|(policy, (index, _))| RuleRef {
             policy: policy.name.clone(),

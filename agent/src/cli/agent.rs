@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use super::Outcome;
 use super::directories::Directories;
 use crate::config::{
-    Config, DEFAULT_CNI_WAIT, DEFAULT_DENIED_RETENTION, DEFAULT_NETNS, DEFAULT_SOCKET, LogFormat,
-    MidStreamGrace, OnCut, Options, Plugin, Posture,
+    Config, DEFAULT_CNI_WAIT, DEFAULT_DENIED_RETENTION, DEFAULT_DNS_CACHE, DEFAULT_DNS_SERVICE,
+    DEFAULT_NETNS, DEFAULT_SOCKET, LogFormat, MidStreamGrace, OnCut, Options, Plugin, Posture,
 };
 use crate::dataplane::Method;
 use crate::plugin::{OnTimeout, Places};
@@ -22,9 +22,9 @@ are pinned. `picket uninstall` takes everything away.
 
 Objects come from a directory of manifests, or from a Kubernetes API: the one that --kubeconfig
 names, or, with neither option in a pod of a cluster, that cluster's with the pod's service account,
-which needs list and watch of namespaces, nodes, pods and networkpolicies. Of its own node (--node) it
-removes the taint picket.dev/agent-not-ready when policy is in force, which takes patch of nodes;
-where there is no such taint, nothing is written.
+which needs list and watch of namespaces, nodes, pods, services, endpointslices and networkpolicies.
+Of its own node (--node) it removes the taint picket.dev/agent-not-ready when policy is in force,
+which takes patch of nodes; where there is no such taint, nothing is written.
 
 Examples:
   picket agent --manifests manifests/
@@ -99,6 +99,25 @@ pub(super) struct Args {
         value_delimiter = ','
     )]
     capacities: Vec<String>,
+    /// Addresses of a DNS cache on the node, as NodeLocal DNSCache is one: they count as addresses of
+    /// --dns-service, so that who may reach the pods behind that may ask it; several with commas
+    /// between; empty where there is none
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "PICKET_DNS_CACHE",
+        value_delimiter = ',',
+        default_value = DEFAULT_DNS_CACHE
+    )]
+    dns_cache: Vec<String>,
+    /// The cluster's DNS Service
+    #[arg(
+        long,
+        value_name = "NAMESPACE/NAME",
+        env = "PICKET_DNS_SERVICE",
+        default_value = DEFAULT_DNS_SERVICE
+    )]
+    dns_service: String,
     /// Put a plugin behind those of the node's network that lets a pod start when its policy is in
     /// force: install, and keep it there; or off, and leave the network as it is
     #[arg(
@@ -149,6 +168,8 @@ impl Args {
             denied_retention: self.denied_retention,
             attach: self.attach,
             capacities: self.capacities,
+            dns_cache: self.dns_cache,
+            dns_service: self.dns_service,
             cni_plugin: self.cni_plugin,
             cni_places: Places {
                 conf: self.directories.cni_conf_dir,

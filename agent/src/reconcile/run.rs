@@ -125,7 +125,10 @@ impl Reconciler {
     /// Takes up what an earlier agent left in the maps.
     pub(crate) fn new(config: Config, dataplane: Dataplane) -> Result<Self, DataplaneError> {
         let present = dataplane.present()?;
-        let engine = Engine::adopt(settings::limits(&config, &dataplane), &present);
+        let mut engine = Engine::adopt(settings::limits(&config, &dataplane), &present);
+        for address in &config.dns_cache.addresses {
+            engine.stand_in(*address, config.dns_cache.service.clone());
+        }
         let mut locals = Locals::new(config.node.clone());
         let mut attached = HashMap::new();
         let mut left = HashMap::new();

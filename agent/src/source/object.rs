@@ -220,11 +220,17 @@ fn read_one(meta: &TypeMeta, document: Value) -> Reading {
         }
         Kind::Service => typed(key, document, |object: &Service| {
             let (service, findings) = manifest::service(object);
-            (service.map(|service| Change::Service(Box::new(service))), findings)
+            (
+                service.map(|service| Change::Service(Box::new(service))),
+                findings,
+            )
         }),
         Kind::EndpointSlice => typed(key, document, |object: &EndpointSlice| {
             let (slice, findings) = manifest::endpoint_slice(object);
-            (slice.map(|slice| Change::EndpointSlice(Box::new(slice))), findings)
+            (
+                slice.map(|slice| Change::EndpointSlice(Box::new(slice))),
+                findings,
+            )
         }),
     }
 }

@@ -99,8 +99,7 @@ impl Addresses {
             (Some(_) | None, _) => false,
         };
         let below = prefixes.wanted_at(address);
-        let wanted =
-            candidate.filter(|wanted| wanted.class != below || wanted.flags() != 0);
+        let wanted = candidate.filter(|wanted| wanted.class != below || wanted.flags() != 0);
         let row = Row {
             present: present.map(|present| present.class),
             wanted: wanted.map(|wanted| wanted.class),
@@ -117,7 +116,10 @@ impl Addresses {
         let Some(entry) = self.entries.get_mut(&address) else {
             return;
         };
-        let owner = entry.wanted.as_ref().and_then(|wanted| wanted.owner.clone());
+        let owner = entry
+            .wanted
+            .as_ref()
+            .and_then(|wanted| wanted.owner.clone());
         self.present -= usize::from(entry.present.is_some());
         entry.present = row.map(|(class, flags)| Present {
             class,

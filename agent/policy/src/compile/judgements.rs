@@ -42,9 +42,7 @@ impl Compiler {
         backends.is_some_and(|backends| {
             backends.iter().all(|backend| {
                 self.function(set, ClassId(backend.class))
-                    .is_some_and(|function| {
-                        self.functions.passes(function, protocol, backend.port)
-                    })
+                    .is_some_and(|function| self.functions.passes(function, protocol, backend.port))
             })
         })
     }

@@ -93,7 +93,11 @@ impl Services {
                 wanted.insert(key, backends.collect());
             }
             let known = self.rows_at(address);
-            for key in known.into_iter().chain(wanted.keys().copied()).collect::<BTreeSet<_>>() {
+            for key in known
+                .into_iter()
+                .chain(wanted.keys().copied())
+                .collect::<BTreeSet<_>>()
+            {
                 self.want(key, wanted.remove(&key));
             }
         }
@@ -110,7 +114,10 @@ impl Services {
             protocol: u8::MAX,
             port: u16::MAX,
         };
-        self.entries.range(first..=last).map(|(key, _)| *key).collect()
+        self.entries
+            .range(first..=last)
+            .map(|(key, _)| *key)
+            .collect()
     }
 
     fn want(&mut self, key: Key, wanted: Option<Vec<(Address, u16)>>) {
@@ -142,8 +149,12 @@ impl Services {
         addresses: &BTreeSet<Address>,
         prefixes: &BTreeSet<Net>,
     ) -> BTreeSet<Key> {
-        let of_addresses = addresses.iter().filter_map(|address| self.rows_of.get(address));
-        let inside = prefixes.iter().flat_map(|net| self.rows_of.range(net.range()));
+        let of_addresses = addresses
+            .iter()
+            .filter_map(|address| self.rows_of.get(address));
+        let inside = prefixes
+            .iter()
+            .flat_map(|net| self.rows_of.range(net.range()));
         let of_prefixes = inside.map(|(_, rows)| rows);
         let mut moved = self.moved.clone();
         moved.extend(of_addresses.chain(of_prefixes).flatten());

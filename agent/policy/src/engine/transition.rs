@@ -306,8 +306,7 @@ impl<'a> Transition<'a> {
     /// the peer have to be judged again.
     fn is_stamped(&self, (old, new): Change) -> bool {
         self.concerned((old, new)).into_iter().any(|set| {
-            self.is_kept_in_force(set)
-                && self.compiler.judges_differently((set, old), (set, new))
+            self.is_kept_in_force(set) && self.compiler.judges_differently((set, old), (set, new))
         })
     }
 

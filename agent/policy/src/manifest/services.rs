@@ -8,7 +8,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::reader::Reader;
 use super::{namespace_or_default, syntax};
-use crate::model::{BackendPort, EndpointSlice, Finding, ObjectName, Protocol, Service, ServicePort};
+use crate::model::{
+    BackendPort, EndpointSlice, Finding, ObjectName, Protocol, Service, ServicePort,
+};
 
 /// The label that tells which Service a slice is of (Kubernetes documentation, `EndpointSlices`).
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -29,9 +31,7 @@ fn named(kind: &str, metadata: &ObjectMeta) -> (Option<ObjectName>, Reader) {
 }
 
 /// See [`super::service`].
-pub(super) fn service(
-    object: &core::Service,
-) -> (Option<Service>, Vec<Finding>) {
+pub(super) fn service(object: &core::Service) -> (Option<Service>, Vec<Finding>) {
     let (name, mut reader) = named("service", &object.metadata);
     let Some(name) = name else {
         return (None, reader.finish());
@@ -71,7 +71,9 @@ fn virtual_addresses(
 ) {
     let single = spec.cluster_ip.iter();
     let all = spec.cluster_ips.iter().flatten();
-    let stated = all.chain(single).filter(|text| !text.is_empty() && *text != HEADLESS);
+    let stated = all
+        .chain(single)
+        .filter(|text| !text.is_empty() && *text != HEADLESS);
     for text in stated {
         reader.address(addresses, "spec.clusterIPs".to_owned(), text);
     }
@@ -117,11 +119,18 @@ pub(super) fn endpoint_slice(
             break;
         }
         // "All endpoints are fungible": consumers use the first (EndpointSlice's documentation).
-        match endpoint.addresses.first().map(|text| text.parse::<IpAddr>()) {
+        match endpoint
+            .addresses
+            .first()
+            .map(|text| text.parse::<IpAddr>())
+        {
             Some(Ok(address)) => addresses.push(address.to_canonical()),
             Some(Err(_)) => reader.error(
                 field,
-                format!("{:?}: not an IP address; it is left out", endpoint.addresses),
+                format!(
+                    "{:?}: not an IP address; it is left out",
+                    endpoint.addresses
+                ),
             ),
             None => {}
         }
@@ -214,9 +223,19 @@ mod tests {
                 {"ip": "203.0.113.1"}, {"ip": "203.0.113.2", "ipMode": "Proxy"},
                 {"hostname": "lb.example"}, {"ip": "203.0.113.3", "ipMode": "VIP"}]}},
         }));
-        let expected = ["10.96.0.1", "fd00::1", "192.0.2.1", "203.0.113.1", "203.0.113.3"];
+        let expected = [
+            "10.96.0.1",
+            "fd00::1",
+            "192.0.2.1",
+            "203.0.113.1",
+            "203.0.113.3",
+        ];
         assert_eq!(service.addresses, addresses(&expected));
-        let ports: Vec<_> = service.ports.iter().map(|port| (port.protocol, port.port)).collect();
+        let ports: Vec<_> = service
+            .ports
+            .iter()
+            .map(|port| (port.protocol, port.port))
+            .collect();
         assert_eq!(ports, [(Protocol::TCP, 80), (Protocol::UDP, 53)]);
     }
 

@@ -73,8 +73,13 @@ pub(crate) fn protocols_and_ports() -> impl Iterator<Item = (u8, u16)> {
 
 /// Every address that rules may tell apart: of each range below, also one that is no pod's.
 pub(crate) fn addresses() -> Vec<IpAddr> {
-    let virtual_ones = VIRTUAL_ADDRESSES.iter().filter(|text| !POD_ADDRESSES.contains(text));
-    let all = POD_ADDRESSES.iter().chain(&OTHER_ADDRESSES).chain(virtual_ones);
+    let virtual_ones = VIRTUAL_ADDRESSES
+        .iter()
+        .filter(|text| !POD_ADDRESSES.contains(text));
+    let all = POD_ADDRESSES
+        .iter()
+        .chain(&OTHER_ADDRESSES)
+        .chain(virtual_ones);
     all.map(|text| text.parse().unwrap()).collect()
 }
 
@@ -284,13 +289,18 @@ fn named_port() -> impl Strategy<Value = (&'static str, Protocol)> {
 
 fn service() -> impl Strategy<Value = Change> {
     let addresses = vec(prop::sample::select(&VIRTUAL_ADDRESSES[..]), 0..3);
-    let ports = vec((named_port(), prop::sample::select(&[53_u16, 80][..])), 0..3);
+    let ports = vec(
+        (named_port(), prop::sample::select(&[53_u16, 80][..])),
+        0..3,
+    );
     (service_name(), addresses, ports).prop_map(|(name, addresses, ports)| {
-        let ports = ports.into_iter().map(|((name, protocol), port)| ServicePort {
-            name: name.to_owned(),
-            protocol,
-            port,
-        });
+        let ports = ports
+            .into_iter()
+            .map(|((name, protocol), port)| ServicePort {
+                name: name.to_owned(),
+                protocol,
+                port,
+            });
         Change::Service(Box::new(Service {
             name,
             addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
@@ -308,14 +318,19 @@ fn endpoint_slice() -> impl Strategy<Value = Change> {
         4 => prop::sample::select(&POD_ADDRESSES[..]),
         1 => prop::sample::select(&OTHER_ADDRESSES[..]),
     ];
-    let ports = vec((named_port(), prop::sample::select(&[53_u16, 80, 8080][..])), 1..3);
+    let ports = vec(
+        (named_port(), prop::sample::select(&[53_u16, 80, 8080][..])),
+        1..3,
+    );
     (slice_name(), service_name(), vec(address, 0..4), ports).prop_map(
         |(name, service, addresses, ports)| {
-            let ports = ports.into_iter().map(|((name, protocol), port)| BackendPort {
-                name: name.to_owned(),
-                protocol,
-                port,
-            });
+            let ports = ports
+                .into_iter()
+                .map(|((name, protocol), port)| BackendPort {
+                    name: name.to_owned(),
+                    protocol,
+                    port,
+                });
             Change::EndpointSlice(Box::new(EndpointSlice {
                 name,
                 service: service.name,

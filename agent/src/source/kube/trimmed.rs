@@ -439,7 +439,11 @@ mod tests {
         });
         let (trimmed, whole) = both::<Service, core::Service, _>(&service, manifest::service);
         assert_eq!(trimmed, whole);
-        assert!(trimmed.0.is_some_and(|service| service.addresses.len() == 4));
+        assert!(
+            trimmed
+                .0
+                .is_some_and(|service| service.addresses.len() == 4)
+        );
         let mut metadata = metadata();
         metadata["labels"]["kubernetes.io/service-name"] = json!("web");
         let slice = json!({
@@ -450,10 +454,8 @@ mod tests {
                           {"addresses": ["10.0.0.2"], "conditions": {"ready": false}}],
             "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
         });
-        let (trimmed, whole) = both::<EndpointSlice, discovery::EndpointSlice, _>(
-            &slice,
-            manifest::endpoint_slice,
-        );
+        let (trimmed, whole) =
+            both::<EndpointSlice, discovery::EndpointSlice, _>(&slice, manifest::endpoint_slice);
         assert_eq!(trimmed, whole);
         assert!(trimmed.0.is_some_and(|slice| {
             slice.addresses.len() == 1 && &*slice.service == "web" && slice.ports.len() == 1
