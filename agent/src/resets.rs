@@ -43,7 +43,12 @@ impl Reset {
         // What is refused for want of something may be allowed a moment later.
         let is_by_policy = matches!(
             Reason::from_number(event.reason),
-            Some(Reason::IsolatedNoRule | Reason::DenyRule)
+            Some(
+                Reason::IsolatedNoRule
+                    | Reason::DenyRule
+                    | Reason::ServiceNone
+                    | Reason::ServiceUnseen
+            )
         );
         if event.flags & event_flags::TELL == 0
             || event.protocol != protocol::TCP

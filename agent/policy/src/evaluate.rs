@@ -192,6 +192,26 @@ fn through_a_service(admitting: &[Option<RuleRef>]) -> Decision {
     }
 }
 
+/// True when policies let a pod send to a backend of a Service.
+pub(crate) fn admits(
+    cluster: &Cluster,
+    endpoint: &Pod,
+    backend: IpAddr,
+    protocol: Protocol,
+    port: u16,
+) -> bool {
+    let isolating = isolating(cluster, endpoint, Direction::Egress);
+    let flow = Flow::new(
+        cluster,
+        endpoint,
+        Direction::Egress,
+        backend,
+        protocol,
+        port,
+    );
+    isolating.is_empty() || flow.first_rule_of(&isolating, Direction::Egress).is_some()
+}
+
 /// The policies that isolate a pod in a direction, by name: those of its namespace whose
 /// `podSelector` selects it and whose `policyTypes` name the direction.
 pub fn isolating<'a>(

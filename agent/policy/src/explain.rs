@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::cluster::Cluster;
-use crate::evaluate::{Decision, Decisions, Flow, Packet, evaluate, isolating};
+use crate::evaluate::{Decision, Decisions, Flow, Packet, admits, evaluate, isolating};
 use crate::model::{Direction, ObjectName, Pod, Reason, RuleRef, Verdict};
 use crate::selector::Selector;
 
@@ -69,6 +69,8 @@ pub struct Side {
     pub peer: Party,
     /// What they say.
     pub decision: Decision,
+    /// Where the Service proxy may take the packet, when the peer's address is a Service's, in order.
+    pub behind: Vec<Behind>,
     /// Every policy that isolates the endpoint in this direction, by name.
     pub isolated_by: Vec<Isolating>,
     /// When denied: the rules that come nearest to admitting it, nearest first; at most three.
@@ -136,6 +138,25 @@ impl fmt::Display for Party {
             } => write!(f, "node:{name}"),
             Self::Node { address, .. } | Self::World(address) => write!(f, "ip:{address}"),
         }
+    }
+}
+
+/// Where a Service proxy may take a packet; displayed as `namespace/pod:8080`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Behind {
+    /// Who is there.
+    pub party: Party,
+    /// Its address.
+    pub address: IpAddr,
+    /// The port there.
+    pub port: u16,
+    /// Policy lets the endpoint send there.
+    pub is_allowed: bool,
+}
+
+impl fmt::Display for Behind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.party, self.port)
     }
 }
 
@@ -212,6 +233,7 @@ fn side(
         endpoint,
         peer,
         decision,
+        behind: Vec::new(),
         isolated_by: Vec::new(),
         nearest: Vec::new(),
         suspects: Vec::new(),
@@ -230,12 +252,26 @@ fn side(
             rules: policy.rules(direction).len(),
         })
         .collect();
-    if side.decision.reason == Reason::IsolatedNoRule {
-        let peer = match direction {
-            Direction::Ingress => packet.from,
-            Direction::Egress => packet.to,
-        };
-        let flow = Flow::new(cluster, &pod, direction, peer, packet.protocol, packet.port);
+    if direction == Direction::Egress {
+        side.behind = behind(cluster, &pod, packet);
+    }
+    let peer = match direction {
+        Direction::Ingress => packet.from,
+        Direction::Egress => packet.to,
+    };
+    let reason = side.decision.reason;
+    let refused = if reason == Reason::IsolatedNoRule {
+        Some((peer, packet.port))
+    } else if matches!(reason, Reason::ServiceNone | Reason::ServiceUnseen) {
+        // The first backend that it may not reach.
+        let mut behind = side.behind.iter();
+        let refused = behind.find(|behind| !behind.is_allowed);
+        refused.map(|behind| (behind.address, behind.port))
+    } else {
+        None
+    };
+    if let Some((peer, port)) = refused {
+        let flow = Flow::new(cluster, &pod, direction, peer, packet.protocol, port);
         let near = conditions::nearest(cluster, &flow, &pod, direction);
         side.suspects = suspects::find(cluster, &flow, direction, &side.peer, &near);
         side.addition = Some(addition::smallest(cluster, &flow, &pod, direction, &near));
@@ -245,6 +281,21 @@ fn side(
     side
 }
 
+/// What is behind the Service that a packet is sent to.
+fn behind(cluster: &Cluster, endpoint: &Pod, packet: &Packet) -> Vec<Behind> {
+    let to = packet.to.to_canonical();
+    let backends = cluster.backends(to, packet.protocol, packet.port);
+    let backends = backends.into_iter().flatten();
+    backends
+        .map(|(address, port)| Behind {
+            party: Party::of(cluster, address),
+            address,
+            port,
+            is_allowed: admits(cluster, endpoint, address, packet.protocol, port),
+        })
+        .collect()
+}
+
 /// The conditions of the rule that admits a packet, all met: what `why` prints for an allow.
 pub fn conditions_of(cluster: &Cluster, packet: &Packet, rule: &RuleRef) -> Option<NearRule> {
     let (endpoint, peer) = match rule.direction {
@@ -252,14 +303,14 @@ pub fn conditions_of(cluster: &Cluster, packet: &Packet, rule: &RuleRef) -> Opti
         Direction::Egress => (packet.from, packet.to),
     };
     let pod = cluster.owner_of(endpoint.to_canonical())?;
-    let flow = Flow::new(
-        cluster,
-        pod,
-        rule.direction,
-        peer,
-        packet.protocol,
-        packet.port,
-    );
+    // The rule that admits to a Service is that for the first of its backends.
+    let backends = match rule.direction {
+        Direction::Ingress => None,
+        Direction::Egress => cluster.backends(peer.to_canonical(), packet.protocol, packet.port),
+    };
+    let first = backends.and_then(|backends| backends.first().copied());
+    let (peer, port) = first.unwrap_or((peer, packet.port));
+    let flow = Flow::new(cluster, pod, rule.direction, peer, packet.protocol, port);
     let policy = cluster.policy(&rule.policy)?;
     let index = usize::try_from(rule.index).ok()?;
     let found = policy.rules(rule.direction).get(index)?;

@@ -40,7 +40,7 @@ fn judgement(side: &Side) -> dto::Judgement {
         reason: Some(side.decision.reason.as_label().to_owned()),
         rule: side.decision.rule.as_ref().map(ToString::to_string),
         note: match &side.endpoint {
-            Party::Pod(_) => None,
+            Party::Pod(_) => behind(side),
             Party::Node { .. } => Some("a node's address: no policy applies to it".to_owned()),
             Party::World(_) => Some("no pod: no policy applies to it".to_owned()),
         },
@@ -57,6 +57,33 @@ fn judgement(side: &Side) -> dto::Judgement {
         suspects: side.suspects.iter().map(ToString::to_string).collect(),
         addition: side.addition.as_ref().map(addition),
     }
+}
+
+/// Backends that are named.
+const NAMED: usize = 3;
+
+/// Which of the pods behind a Service decided; nothing of what goes to its address itself.
+fn behind(side: &Side) -> Option<String> {
+    let is_allowed = side.decision.is_allowed();
+    let deciding = side.behind.iter();
+    let mut deciding: Vec<String> = deciding
+        .filter(|behind| behind.is_allowed == is_allowed)
+        .map(ToString::to_string)
+        .collect();
+    let all = side.behind.len();
+    let decided = deciding.len();
+    if decided == 0 {
+        return None;
+    }
+    deciding.truncate(NAMED);
+    let mut named = deciding.join(", ");
+    if decided > NAMED {
+        named.push_str(", …");
+    }
+    let verdict = if is_allowed { "allowed" } else { "not allowed" };
+    Some(format!(
+        "a Service: {decided} of {all} behind it {verdict}: {named}"
+    ))
 }
 
 fn near_rule(near: &NearRule) -> dto::NearRule {

@@ -99,9 +99,8 @@ pub(super) struct Args {
         value_delimiter = ','
     )]
     capacities: Vec<String>,
-    /// Addresses of a DNS cache on the node, as NodeLocal DNSCache is one: they count as addresses of
-    /// --dns-service, so that who may reach the pods behind that may ask it; several with commas
-    /// between; empty where there is none
+    /// Addresses of a node-local DNS cache: they count as addresses of --dns-service, so that who may
+    /// reach the pods behind that may ask it; several with commas between; empty where there is none
     #[arg(
         long,
         value_name = "ADDR",

@@ -5,13 +5,12 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use super::{Check, Finding};
+use crate::config::DEFAULT_DNS_CACHE;
 
 /// Where kubeadm and most others have the kubelet's configuration.
 const KUBELET: &str = "var/lib/kubelet/config.yaml";
-/// The interface that a node-local cache (`NodeLocal DNSCache`) makes, and the address that its
-/// manifests propose.
+/// The interface that a node-local cache (`NodeLocal DNSCache`) makes.
 const CACHE_LINK: &str = "nodelocaldns";
-const CACHE: &str = "169.254.20.10";
 
 /// What was read of it.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -48,7 +47,7 @@ impl Names {
         let servers = kubelet.map(|kubelet| kubelet.cluster_dns);
         let is_cache = |(link, address): &&(String, IpAddr)| {
             let is_server = || servers.iter().flatten().any(|server| server == address);
-            link == CACHE_LINK || address.to_string() == CACHE || is_server()
+            link == CACHE_LINK || address.to_string() == DEFAULT_DNS_CACHE || is_server()
         };
         let is_link_local = |address: &IpAddr| match address {
             IpAddr::V4(_) => false,
@@ -64,20 +63,25 @@ impl Names {
     pub(super) fn judge(&self) -> Finding {
         let listed = |addresses: &[IpAddr]| {
             let all: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-            all.join(", ")
+            all.join(",")
         };
         if !self.cache.is_empty() {
+            let found = format!("a node-local cache answers at {}", listed(&self.cache));
+            let servers = self.servers.as_deref().unwrap_or_default();
+            // The agent is told of the usual one, and the Service's own address is the Service's.
+            let is_known = |address: &IpAddr| {
+                address.to_string() == DEFAULT_DNS_CACHE || servers.contains(address)
+            };
+            if self.cache.iter().all(is_known) {
+                return Finding::ok(
+                    Check::Dns,
+                    format!("{found}: policy takes it for the DNS pods"),
+                );
+            }
             return Finding::warning(
                 Check::Dns,
-                format!(
-                    "a node-local cache answers at {}: to policy the node, not a pod of the \
-                     cluster's DNS",
-                    listed(&self.cache)
-                ),
-                format!(
-                    "where egress is isolated, allow UDP and TCP 53 to {} by ipBlock, too",
-                    listed(&self.cache)
-                ),
+                format!("{found}: to policy the node, unless the agent is told of it"),
+                format!("start the agent with --dns-cache {}", listed(&self.cache)),
             );
         }
         match self.servers.as_deref() {
@@ -87,15 +91,10 @@ impl Names {
                 "run it with --root where the node's files are below another directory",
             ),
             Some([]) => Finding::ok(Check::Dns, "the kubelet names no server of the cluster's"),
-            Some(servers) => Finding::warning(
+            Some(servers) => Finding::ok(
                 Check::Dns,
                 format!(
-                    "pods ask {}, a Service: judged by its address, not yet by the pods behind it",
-                    listed(servers)
-                ),
-                format!(
-                    "where egress is isolated, allow UDP and TCP 53 to {} by ipBlock, beside the \
-                     DNS pods",
+                    "pods ask {}: who may reach the pods behind it is answered",
                     listed(servers)
                 ),
             ),
@@ -120,15 +119,10 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kubelet_tells_pods_is_what_policies_have_to_allow() {
+    fn the_clusters_service_needs_nothing_but_a_rule_for_its_pods() {
         let finding = judged(Some(CONFIG), &[("eth0", "10.0.0.1")]);
-        let Judgement::Warning(remedy) = finding.judgement else {
-            panic!("{finding:?}");
-        };
-        assert!(
-            remedy.contains("TCP 53 to 10.96.0.10 by ipBlock"),
-            "{remedy}"
-        );
+        assert_eq!(finding.judgement, Judgement::Ok);
+        assert!(finding.found.contains("10.96.0.10"), "{finding:?}");
         let none = judged(Some("kind: KubeletConfiguration\n"), &[]);
         assert_eq!(none.judgement, Judgement::Ok);
         assert!(matches!(judged(None, &[]).judgement, Judgement::Unknown(_)));
@@ -136,22 +130,26 @@ mod tests {
 
     #[test]
     fn a_node_local_cache_is_found_by_its_link_its_address_or_as_the_clusters_server() {
-        for (kubelet, link, address) in [
-            (None, "nodelocaldns", "10.96.0.10"),
-            (None, "lo", "169.254.20.10"),
-            (Some(CONFIG), "dummy0", "10.96.0.10"),
+        for (kubelet, link, address, is_known) in [
+            (None, "nodelocaldns", "10.96.0.10", false),
+            (Some(CONFIG), "nodelocaldns", "10.99.0.1", false),
+            (None, "lo", "169.254.20.10", true),
+            (Some(CONFIG), "dummy0", "10.96.0.10", true),
         ] {
             let finding = judged(kubelet, &[("eth0", "10.0.0.1"), (link, address)]);
-            assert!(
-                matches!(finding.judgement, Judgement::Warning(_)),
-                "{finding:?}"
-            );
-            assert!(
-                finding
-                    .found
-                    .contains(&format!("cache answers at {address}:")),
-                "{finding:?}"
-            );
+            let said = format!("cache answers at {address}:");
+            assert!(finding.found.contains(&said), "{finding:?}");
+            match finding.judgement {
+                Judgement::Ok => assert!(is_known, "{address}"),
+                Judgement::Warning(remedy) => {
+                    assert!(!is_known, "{address}");
+                    assert!(
+                        remedy.contains(&format!("--dns-cache {address}")),
+                        "{remedy}"
+                    );
+                }
+                other @ (Judgement::Problem(_) | Judgement::Unknown(_)) => panic!("{other:?}"),
+            }
         }
     }
 }

@@ -144,6 +144,8 @@ fn is_about_rules(cause: Cause) -> bool {
                     reason,
                     agent_common::Reason::IsolatedNoRule
                         | agent_common::Reason::DenyRule
+                        | agent_common::Reason::ServiceNone
+                        | agent_common::Reason::ServiceUnseen
                         | agent_common::Reason::WouldDeny
                 )
         }

@@ -1,5 +1,6 @@
-//! A DNS cache on each node, as `NodeLocal DNSCache` is one: it answers at a link-local address and,
-//! in the DNS Service's place, at that one's. To policy both are addresses.
+//! Names, by the rule that everybody writes: to the cluster's DNS pods. At the DNS Service's address,
+//! and at a cache on each node, as `NodeLocal DNSCache` is one: it answers at a link-local address and,
+//! in the DNS Service's place, at that one's.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::{Command, Stdio};
@@ -171,7 +172,8 @@ fn policy(role: &str, egress: &Value) -> Value {
 }
 
 #[test]
-fn a_cache_on_the_node_is_asked_by_whom_policy_lets_reach_its_addresses() -> Result<()> {
+fn names_are_for_whom_policy_lets_reach_the_dns_pods_with_a_cache_on_the_node_and_without()
+-> Result<()> {
     let namespace = Namespace::new("dns-cache")?;
     let [node, _] = namespace.two_nodes()?;
     let dns = ["--namespace", "kube-system", "get"];
@@ -193,22 +195,24 @@ fn a_cache_on_the_node_is_asked_by_whom_policy_lets_reach_its_addresses() -> Res
         "jsonpath={.spec.clusterIP}",
     ];
     let api = said(&of_api)?.to_string();
-    // Upstream's default; IPv6 has none.
-    let own = if service.is_ipv4() {
-        "169.254.20.10"
-    } else {
-        "fd00:169:254::10"
-    };
-    let caches: [IpAddr; 2] = [own.parse()?, service];
-    let _cache = Cache::start(&node, &caches, server)?;
-
-    let blocks = caches.map(|cache| json!({"ipBlock": {"cidr": host_prefix(cache)}}));
-    let to = |port: u16| json!([{"to": blocks, "ports": [{"protocol": "UDP", "port": port}]}]);
+    // Upstream's default, which agents know; IPv6 has none.
+    let mut caches = vec![service];
+    if service.is_ipv4() {
+        caches.push("169.254.20.10".parse()?);
+    }
+    let block = json!([{"ipBlock": {"cidr": host_prefix(service)}}]);
+    let pods = json!([{
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+        "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+    }]);
+    let to = |peers: &Value, port: u16| json!([{"to": peers, "ports": [{"protocol": "UDP", "port": port}]}]);
     let roles = [
         ("open", Value::Null, true),
         ("closed", json!([]), false),
-        ("admitted", to(53), true),
-        ("elsewhere", to(5353), false),
+        ("admitted", to(&pods, 53), true),
+        ("elsewhere", to(&pods, 5353), false),
+        // The Service is who is behind it, not its address.
+        ("by-address", to(&block, 53), false),
     ];
     let mut objects = Vec::new();
     for (role, egress, _) in &roles {
@@ -220,6 +224,20 @@ fn a_cache_on_the_node_is_asked_by_whom_policy_lets_reach_its_addresses() -> Res
     }
     namespace.apply_all(&objects)?;
     namespace.all_ready()?;
+    let cached = Cache::start(&node, &caches, server)?;
+    ask_all(&namespace, &roles, &caches, &api)?;
+    // Without it the Service's address is its proxy's again.
+    drop(cached);
+    ask_all(&namespace, &roles, &caches[..1], &api)
+}
+
+/// Has each role's pods ask each resolver.
+fn ask_all(
+    namespace: &Namespace,
+    roles: &[(&str, Value, bool)],
+    resolvers: &[IpAddr],
+    api: &str,
+) -> Result<()> {
     let type_of = if api.contains(':') {
         "-type=aaaa"
     } else {
@@ -229,12 +247,12 @@ fn a_cache_on_the_node_is_asked_by_whom_policy_lets_reach_its_addresses() -> Res
     let asks = |role: &str, place: usize| {
         let pod = format!("{role}-{place}");
         let answer = namespace.kubectl(&[&["exec", &pod, "--"], question.as_slice()].concat())?;
-        ensure!(answer.contains(&api), "{pod}: {answer}");
+        ensure!(answer.contains(api), "{pod}: {answer}");
         Ok(())
     };
     for (role, _, is_answered) in roles {
-        for (place, cache) in caches.iter().enumerate() {
-            if is_answered {
+        for (place, cache) in resolvers.iter().enumerate() {
+            if *is_answered {
                 wait_until(&format!("an answer of {cache} to {role}"), PATIENCE, || {
                     asks(role, place)
                 })?;

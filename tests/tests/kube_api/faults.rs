@@ -77,7 +77,14 @@ async fn after_an_outage_the_difference_is_told_and_nothing_else() -> Result<()>
         .until("all to be well", |seen| seen.findings.is_empty())
         .await?;
     let requests = front.take_requests();
-    for kind in ["pods", "namespaces", "nodes", "networkpolicies"] {
+    for kind in [
+        "pods",
+        "namespaces",
+        "nodes",
+        "networkpolicies",
+        "services",
+        "endpointslices",
+    ] {
         let lists = requests
             .iter()
             .filter(|path| path.contains(&format!("/{kind}?")) && !path.contains("watch=true"));
@@ -144,7 +151,9 @@ async fn a_server_that_has_forgotten_is_listed_again_and_nothing_is_told() -> Re
 async fn who_may_not_list_a_kind_is_told_so_and_not_complete_until_he_may() -> Result<()> {
     let (server, admin) = server().await?;
     admin.admit("allow", "web").await?;
-    may(&admin, "half", "", &["namespaces", "nodes", "pods"]).await?;
+    let core = ["namespaces", "nodes", "pods", "services"];
+    may(&admin, "half", "", &core).await?;
+    may(&admin, "slices", "discovery.k8s.io", &["endpointslices"]).await?;
     let mut listener = Listener::open(&server.kubeconfig_of("picket")?).await?;
     let parts = [
         "networkpolicies forbidden since 20",

@@ -9,7 +9,14 @@ mod scale;
 mod taint;
 mod world;
 
-use anyhow::Result;
+use std::net::IpAddr;
+
+use agent_policy::model::Protocol;
+use anyhow::{Context as _, Result};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 use tests::api_server::ApiServer;
 
@@ -54,6 +61,58 @@ async fn the_first_word_is_a_whole_list_of_every_kind() -> Result<()> {
         assert!(pod.created > 0, "{pod:?}");
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_behind_a_service_is_known_and_what_comes_and_goes_there() -> Result<()> {
+    let (server, admin) = server().await?;
+    let services = Api::<Service>::namespaced(admin.client.clone(), "shop");
+    let service = json!({"metadata": {"name": "web"},
+        "spec": {"ports": [{"port": 80, "targetPort": 8080}]}});
+    let service = serde_json::from_value(service)?;
+    let made = services.create(&PostParams::default(), &service).await?;
+    let address = made.spec.and_then(|spec| spec.cluster_ip);
+    let address: IpAddr = address.context("an address of its own")?.parse()?;
+    let slices = Api::<EndpointSlice>::namespaced(admin.client.clone(), "shop");
+    let slice = |backends: &[&str]| {
+        let endpoints: Vec<_> = backends
+            .iter()
+            .map(|ip| json!({"addresses": [ip]}))
+            .collect();
+        serde_json::from_value(json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": "web-x", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "endpoints": endpoints,
+            "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
+        }))
+    };
+    let first: EndpointSlice = slice(&["10.0.0.1"])?;
+    slices.create(&PostParams::default(), &first).await?;
+    let mut listener = Listener::complete(&server.kubeconfig()?).await?;
+    let behind = |listener: &Listener| -> Option<Vec<String>> {
+        let backends = listener.cluster.backends(address, Protocol::TCP, 80)?;
+        let backends = backends.into_iter();
+        Some(backends.map(|(ip, port)| format!("{ip}:{port}")).collect())
+    };
+    assert_eq!(behind(&listener), Some(vec!["10.0.0.1:8080".to_owned()]));
+    let more: EndpointSlice = slice(&["10.0.0.1", "10.0.0.2"])?;
+    let put = PatchParams::apply("test").force();
+    slices.patch("web-x", &put, &Patch::Apply(&more)).await?;
+    listener
+        .until("two behind it", |seen| {
+            behind(seen).is_some_and(|behind| behind.len() == 2)
+        })
+        .await?;
+    slices.delete("web-x", &DeleteParams::default()).await?;
+    listener
+        .until("nobody behind it", |seen| {
+            behind(seen).is_some_and(|behind| behind.is_empty())
+        })
+        .await?;
+    services.delete("web", &DeleteParams::default()).await?;
+    listener
+        .until("no Service", |seen| behind(seen).is_none())
+        .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

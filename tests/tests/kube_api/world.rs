@@ -204,8 +204,13 @@ impl Listener {
         );
         self.is_complete = batch.is_complete;
         self.findings = batch.findings.iter().map(ToString::to_string).collect();
-        self.batches_told += usize::from(!batch.changes.is_empty());
-        for change in batch.changes {
+        let (own, others): (Vec<Change>, Vec<Change>) =
+            batch.changes.into_iter().partition(is_the_servers_own);
+        self.batches_told += usize::from(!others.is_empty());
+        for change in own {
+            drop(self.cluster.apply(change));
+        }
+        for change in others {
             let words = self.words(&change);
             self.told.push(words);
             // What it touches matters to an engine only.
@@ -259,4 +264,23 @@ impl Listener {
 
 fn app(pod: &Pod) -> &str {
     pod.labels.get("app").map_or("", String::as_str)
+}
+
+/// True for the Service that an API server makes for itself when it gets to it, and for what is behind
+/// that.
+fn is_the_servers_own(change: &Change) -> bool {
+    let own = ObjectName::new("default", "kubernetes");
+    match change {
+        Change::Service(service) => service.name == own,
+        Change::EndpointSlice(slice) => slice.name == own,
+        Change::ServiceGone(name) | Change::EndpointSliceGone(name) => *name == own,
+        Change::Pod(_)
+        | Change::PodGone(_)
+        | Change::Namespace(_)
+        | Change::NamespaceGone(_)
+        | Change::Node(_)
+        | Change::NodeGone(_)
+        | Change::Policy(_)
+        | Change::PolicyGone(_) => false,
+    }
 }

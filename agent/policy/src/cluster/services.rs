@@ -24,7 +24,7 @@ pub struct Frontend {
 /// Services by name, address and slice.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Services {
-    services: BTreeMap<ObjectName, Service>,
+    by_name: BTreeMap<ObjectName, Service>,
     slices: BTreeMap<ObjectName, EndpointSlice>,
     /// Names of slices, by the Service they are of.
     slices_of: HashMap<ObjectName, BTreeSet<Arc<str>>>,
@@ -36,11 +36,11 @@ pub(super) struct Services {
 
 impl Services {
     pub(super) fn get(&self, name: &ObjectName) -> Option<&Service> {
-        self.services.get(name)
+        self.by_name.get(name)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Service> {
-        self.services.values()
+        self.by_name.values()
     }
 
     pub(super) fn slices(&self) -> impl Iterator<Item = &EndpointSlice> {
@@ -50,13 +50,13 @@ impl Services {
     /// Puts a Service in the place of another; the virtual addresses that may mean something else
     /// now.
     pub(super) fn replace(&mut self, name: &ObjectName, new: Option<Service>) -> BTreeSet<IpAddr> {
-        if self.services.get(name) == new.as_ref() {
+        if self.by_name.get(name) == new.as_ref() {
             return BTreeSet::new();
         }
         let mut touched = self.addresses_of(name);
         let old = match new {
-            Some(service) => self.services.insert(name.clone(), service),
-            None => self.services.remove(name),
+            Some(service) => self.by_name.insert(name.clone(), service),
+            None => self.by_name.remove(name),
         };
         for address in old.iter().flat_map(|service| &service.addresses) {
             if let Some(names) = self.by_address.get_mut(address) {
@@ -66,7 +66,7 @@ impl Services {
                 }
             }
         }
-        let addresses = self.services.get(name).map(|new| new.addresses.clone());
+        let addresses = self.by_name.get(name).map(|new| new.addresses.clone());
         for address in addresses.into_iter().flatten() {
             let names = self.by_address.entry(address).or_default();
             names.insert(name.clone());
@@ -114,7 +114,7 @@ impl Services {
     }
 
     fn addresses_of(&self, name: &ObjectName) -> BTreeSet<IpAddr> {
-        let stated = self.services.get(name);
+        let stated = self.by_name.get(name);
         let stated = stated.iter().flat_map(|service| &service.addresses);
         let standing_in = self.stand_ins.iter().filter(|(_, of)| *of == name);
         stated
@@ -126,7 +126,7 @@ impl Services {
     fn at(&self, address: IpAddr) -> impl Iterator<Item = &Service> {
         let stated = self.by_address.get(&address).into_iter().flatten();
         let names = stated.chain(self.stand_ins.get(&address));
-        names.filter_map(|name| self.services.get(name))
+        names.filter_map(|name| self.by_name.get(name))
     }
 
     /// True when a Service proxy takes some port of the address elsewhere.

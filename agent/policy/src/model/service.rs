@@ -12,7 +12,7 @@ pub struct Service {
     pub name: ObjectName,
     /// `spec.clusterIPs` (or `spec.clusterIP`), `spec.externalIPs` and
     /// `status.loadBalancer.ingress` addresses of mode VIP: what a packet shows before the Service
-    /// proxy has chosen a backend. None of a headless Service or an ExternalName.
+    /// proxy has chosen a backend. None of a headless Service or one of type `ExternalName`.
     pub addresses: Vec<IpAddr>,
     /// `spec.ports`.
     pub ports: Arc<[ServicePort]>,

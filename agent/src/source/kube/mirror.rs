@@ -443,10 +443,15 @@ mod tests {
             .unwrap()
     }
 
+    fn all_but(one: Kind) -> impl Iterator<Item = Kind> {
+        let kinds = WATCHED.iter().map(|watched| watched.kind);
+        kinds.filter(move |kind| *kind != one)
+    }
+
     /// One that knows all there is.
     fn complete(pods: Vec<Item>) -> Mirror {
         let mut mirror = Mirror::new("https://api");
-        for kind in [Kind::Namespace, Kind::Node, Kind::NetworkPolicy] {
+        for kind in all_but(Kind::Pod) {
             let namespaces = (kind == Kind::Namespace).then(|| namespace("shop"));
             list(&mut mirror, kind, namespaces.into_iter().collect());
             assert!(
@@ -477,7 +482,7 @@ mod tests {
         let mut mirror = Mirror::new("https://api");
         let policies = [News::ListBegins, News::ListEnds(5), News::ListBegins];
         hear(&mut mirror, Kind::NetworkPolicy, policies.into());
-        for kind in [Kind::Namespace, Kind::Node, Kind::Pod] {
+        for kind in all_but(Kind::NetworkPolicy) {
             list(&mut mirror, kind, Vec::new());
         }
         assert!(mirror.take_batch(Instant::now()).is_none(), "no policies");
