@@ -371,7 +371,10 @@ fn nonsense_is_told_by_its_file_and_keeps_what_it_held() {
     let mut watched = Watched::start(&directory.0);
     let known = watched.known.clone();
     for (name, bytes, part) in nonsense() {
-        fs::write(directory.path(name), bytes).unwrap();
+        // At once: a file that is seen empty holds nothing any more.
+        let new = directory.path(&format!(".{name}.new"));
+        fs::write(&new, bytes).unwrap();
+        fs::rename(&new, directory.path(name)).unwrap();
         watched.wait_said(&format!("/{name}:"));
         let of_file = watched
             .said
