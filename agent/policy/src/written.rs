@@ -49,6 +49,18 @@ pub(crate) fn cluster_with_findings(yaml: &str) -> (Cluster, Vec<Finding>) {
                 let (policy, found) = manifest::network_policy_json(&document);
                 (Some(Change::Policy(Box::new(policy))), found)
             }
+            "Service" => {
+                let (service, found) = manifest::service(&typed(document));
+                let change = service.map(|service| Change::Service(Box::new(service)));
+                (change, found)
+            }
+            "EndpointSlice" => {
+                let (slice, found) = manifest::endpoint_slice(&typed(document));
+                (
+                    slice.map(|slice| Change::EndpointSlice(Box::new(slice))),
+                    found,
+                )
+            }
             kind => panic!("{kind}: not for these tests"),
         };
         findings.extend(found);

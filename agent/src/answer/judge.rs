@@ -62,27 +62,19 @@ fn judgement(side: &Side) -> dto::Judgement {
 /// Backends that are named.
 const NAMED: usize = 3;
 
-/// Which of the pods behind a Service decided; nothing of what goes to its address itself.
+/// Which of the pods behind a Service decided that nothing goes there; nothing of what goes to its
+/// address itself. What goes there, a rule lets go to all of them.
 fn behind(side: &Side) -> Option<String> {
-    let is_allowed = side.decision.is_allowed();
-    let deciding = side.behind.iter();
-    let mut deciding: Vec<String> = deciding
-        .filter(|behind| behind.is_allowed == is_allowed)
-        .map(ToString::to_string)
-        .collect();
-    let all = side.behind.len();
-    let decided = deciding.len();
-    if decided == 0 {
+    let refused = side.behind.iter().filter(|behind| !behind.is_allowed);
+    let refused: Vec<String> = refused.map(ToString::to_string).collect();
+    if refused.is_empty() || side.decision.is_allowed() {
         return None;
     }
-    deciding.truncate(NAMED);
-    let mut named = deciding.join(", ");
-    if decided > NAMED {
-        named.push_str(", …");
-    }
-    let verdict = if is_allowed { "allowed" } else { "not allowed" };
+    let named = refused.get(..NAMED).unwrap_or(&refused).join(", ");
+    let more = if refused.len() > NAMED { ", …" } else { "" };
+    let (refused, all) = (refused.len(), side.behind.len());
     Some(format!(
-        "a Service: {decided} of {all} behind it {verdict}: {named}"
+        "a Service: {refused} of {all} behind it not allowed: {named}{more}"
     ))
 }
 

@@ -1,6 +1,7 @@
 //! Claims about explanations: the rule that decided, the nearest miss, what would admit.
 
 mod properties;
+mod services;
 
 use super::*;
 use crate::evaluate::by_policy;
