@@ -284,14 +284,17 @@ fn service_name() -> impl Strategy<Value = ObjectName> {
 
 /// A port by its name, at a Service and behind it.
 fn named_port() -> impl Strategy<Value = (&'static str, Protocol)> {
-    prop::sample::select(&[("http", Protocol::TCP), ("dns", Protocol::UDP)][..])
+    prop_oneof![
+        3 => Just(("http", Protocol::TCP)),
+        1 => Just(("dns", Protocol::UDP)),
+    ]
 }
 
 fn service() -> impl Strategy<Value = Change> {
-    let addresses = vec(prop::sample::select(&VIRTUAL_ADDRESSES[..]), 0..3);
+    let addresses = vec(prop::sample::select(&VIRTUAL_ADDRESSES[..]), 1..4);
     let ports = vec(
         (named_port(), prop::sample::select(&[53_u16, 80][..])),
-        0..3,
+        1..4,
     );
     (service_name(), addresses, ports).prop_map(|(name, addresses, ports)| {
         let ports = ports
@@ -322,7 +325,7 @@ fn endpoint_slice() -> impl Strategy<Value = Change> {
         (named_port(), prop::sample::select(&[53_u16, 80, 8080][..])),
         1..3,
     );
-    (slice_name(), service_name(), vec(address, 0..4), ports).prop_map(
+    (slice_name(), service_name(), vec(address, 0..3), ports).prop_map(
         |(name, service, addresses, ports)| {
             let ports = ports
                 .into_iter()
@@ -389,7 +392,7 @@ pub(crate) fn event() -> impl Strategy<Value = Event> {
 /// A populated world, then batches of events.
 pub(crate) fn history(batches: usize) -> impl Strategy<Value = Vec<Vec<Event>>> {
     let pods: Vec<_> = (0..PODS).map(|pod| pod_of(Just(pod))).collect();
-    let services = (vec(service(), 0..3), vec(endpoint_slice(), 0..4));
+    let services = (vec(service(), 1..4), vec(endpoint_slice(), 1..5));
     let start = (pods, vec(namespace(), 3), vec(policy(), 1..7), services).prop_map(
         |(pods, namespaces, policies, (services, slices))| {
             let changes = pods.into_iter().chain(namespaces).chain(policies);
