@@ -10,7 +10,7 @@ use super::ConfigError;
 /// Where `NodeLocal DNSCache` answers unless it is told otherwise (Kubernetes documentation, "Using
 /// `NodeLocal DNSCache`").
 pub const DEFAULT_DNS_CACHE: &str = "169.254.20.10";
-/// The cluster's DNS Service as every distribution calls it.
+/// The cluster's DNS Service as kubeadm and most others call it.
 pub const DEFAULT_DNS_SERVICE: &str = "kube-system/kube-dns";
 
 /// The node's cache: to policy its addresses are addresses of the cluster's DNS Service, so that a

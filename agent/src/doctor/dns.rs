@@ -70,7 +70,8 @@ impl Names {
             let servers = self.servers.as_deref().unwrap_or_default();
             // The agent is told of the usual one, and the Service's own address is the Service's.
             let is_known = |address: &IpAddr| {
-                address.to_string() == DEFAULT_DNS_CACHE || servers.contains(address)
+                let is_own = matches!(address, IpAddr::V4(v4) if v4.is_link_local());
+                address.to_string() == DEFAULT_DNS_CACHE || (servers.contains(address) && !is_own)
             };
             if self.cache.iter().all(is_known) {
                 return Finding::ok(

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::hash::HashMap;
-use crate::model::{EndpointSlice, ObjectName, Protocol, Service};
+use crate::model::{EndpointSlice, ObjectName, Protocol, Service, ServicePort};
 
 /// Where a Service proxy may take a flow: an address and its port there.
 pub type Backend = (IpAddr, u16);
@@ -17,7 +17,8 @@ pub struct Frontend {
     pub protocol: Protocol,
     /// Port.
     pub port: u16,
-    /// In order, each once, of the virtual address's family. None: the Service proxy refuses it.
+    /// In order, each once, of the virtual address's family. None: the Service proxy refuses it. An
+    /// external address is among them itself: until its proxy knows of it, a packet goes there.
     pub backends: BTreeSet<Backend>,
 }
 
@@ -58,7 +59,7 @@ impl Services {
             Some(service) => self.by_name.insert(name.clone(), service),
             None => self.by_name.remove(name),
         };
-        for address in old.iter().flat_map(|service| &service.addresses) {
+        for address in old.iter().flat_map(stated) {
             if let Some(names) = self.by_address.get_mut(address) {
                 names.remove(name);
                 if names.is_empty() {
@@ -66,9 +67,8 @@ impl Services {
                 }
             }
         }
-        let addresses = self.by_name.get(name).map(|new| new.addresses.clone());
-        for address in addresses.into_iter().flatten() {
-            let names = self.by_address.entry(address).or_default();
+        for address in self.by_name.get(name).into_iter().flat_map(stated) {
+            let names = self.by_address.entry(*address).or_default();
             names.insert(name.clone());
         }
         touched.extend(self.addresses_of(name));
@@ -114,8 +114,7 @@ impl Services {
     }
 
     fn addresses_of(&self, name: &ObjectName) -> BTreeSet<IpAddr> {
-        let stated = self.by_name.get(name);
-        let stated = stated.iter().flat_map(|service| &service.addresses);
+        let stated = self.by_name.get(name).into_iter().flat_map(stated);
         let standing_in = self.stand_ins.iter().filter(|(_, of)| *of == name);
         stated
             .chain(standing_in.map(|(address, _)| address))
@@ -123,35 +122,45 @@ impl Services {
             .collect()
     }
 
-    fn at(&self, address: IpAddr) -> impl Iterator<Item = &Service> {
+    fn at(&self, address: IpAddr) -> impl Iterator<Item = (&Service, Claim)> {
         let stated = self.by_address.get(&address).into_iter().flatten();
-        let names = stated.chain(self.stand_ins.get(&address));
-        names.filter_map(|name| self.by_name.get(name))
+        let stated = stated.filter_map(move |name| {
+            let service = self.by_name.get(name)?;
+            let claim = if service.addresses.contains(&address) {
+                Claim::Own
+            } else {
+                Claim::External
+            };
+            Some((service, claim))
+        });
+        let standing_in = self.stand_ins.get(&address).into_iter();
+        let standing_in = standing_in.filter_map(|name| self.by_name.get(name));
+        stated.chain(standing_in.map(|service| (service, Claim::StandsIn)))
     }
 
     /// True when a Service proxy takes some port of the address elsewhere.
     pub(super) fn is_virtual(&self, address: IpAddr) -> bool {
-        self.at(address).any(|service| !service.ports.is_empty())
+        self.at(address)
+            .any(|(service, _)| !service.ports.is_empty())
     }
 
     /// Every port of an address that a Service proxy takes elsewhere, in order, each once. Of a port
     /// that several Services claim, the backends of all.
     pub(super) fn frontends(&self, address: IpAddr) -> Vec<Frontend> {
         let mut found: BTreeMap<(Protocol, u16), BTreeSet<Backend>> = BTreeMap::new();
-        for service in self.at(address) {
+        for (service, claim) in self.at(address) {
             for port in &*service.ports {
-                let backends = found.entry((port.protocol, port.port)).or_default();
-                for slice in self.slices_with(&service.name) {
-                    let ports = slice.ports.iter().filter(|backend| {
-                        backend.name == port.name && backend.protocol == port.protocol
-                    });
-                    for backend in ports {
-                        let addresses = slice.addresses.iter();
-                        let addresses =
-                            addresses.filter(|found| found.is_ipv4() == address.is_ipv4());
-                        backends.extend(addresses.map(|address| (*address, backend.port)));
+                let mut backends = self.backends(service, port, address);
+                match claim {
+                    // No proxy refuses what is sent there.
+                    Claim::StandsIn if backends.is_empty() => continue,
+                    Claim::External => {
+                        backends.insert((address, port.port));
                     }
+                    Claim::Own | Claim::StandsIn => {}
                 }
+                let known = found.entry((port.protocol, port.port)).or_default();
+                known.append(&mut backends);
             }
         }
         let found = found.into_iter();
@@ -162,6 +171,27 @@ impl Services {
                 backends,
             })
             .collect()
+    }
+
+    fn backends(
+        &self,
+        service: &Service,
+        port: &ServicePort,
+        address: IpAddr,
+    ) -> BTreeSet<Backend> {
+        let mut backends = BTreeSet::new();
+        for slice in self.slices_with(&service.name) {
+            let ports = slice
+                .ports
+                .iter()
+                .filter(|backend| backend.name == port.name && backend.protocol == port.protocol);
+            for backend in ports {
+                let addresses = slice.addresses.iter();
+                let addresses = addresses.filter(|found| found.is_ipv4() == address.is_ipv4());
+                backends.extend(addresses.map(|address| (*address, backend.port)));
+            }
+        }
+        backends
     }
 
     fn slices_with<'a>(
@@ -177,6 +207,21 @@ impl Services {
             self.slices.get(&name)
         })
     }
+}
+
+/// How a Service comes by an address.
+#[derive(Clone, Copy, Debug)]
+enum Claim {
+    /// The cluster, or its load balancer, gave it.
+    Own,
+    /// Its owner has named it.
+    External,
+    /// Something on the node answers there in its place.
+    StandsIn,
+}
+
+fn stated(service: &Service) -> impl Iterator<Item = &IpAddr> {
+    service.addresses.iter().chain(&service.external_addresses)
 }
 
 fn service_of(slice: &EndpointSlice) -> ObjectName {

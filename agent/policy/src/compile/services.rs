@@ -47,6 +47,8 @@ impl From<ServiceKey> for Key {
 struct Entry {
     wanted: Option<Vec<(Address, u16)>>,
     present: Option<Service>,
+    /// Who was behind it when it was written last.
+    before: Vec<(Address, u16)>,
 }
 
 /// Every port of every virtual address.
@@ -166,6 +168,11 @@ impl Services {
         self.entries.get(&key)?.wanted.as_deref()
     }
 
+    /// What was behind a port when its row was written last; nobody where there is no row.
+    pub(crate) fn before(&self, key: Key) -> &[(Address, u16)] {
+        self.entries.get(&key).map_or(&[], |entry| &entry.before)
+    }
+
     /// The row in the map.
     pub(crate) fn present(&self, key: Key) -> Option<Service> {
         self.entries.get(&key)?.present
@@ -184,7 +191,11 @@ impl Services {
 
     /// All rows are as wanted.
     pub(crate) fn settled(&mut self) {
-        self.moved.clear();
+        for key in std::mem::take(&mut self.moved) {
+            if let Some(entry) = self.entries.get_mut(&key) {
+                entry.before = entry.wanted.clone().unwrap_or_default();
+            }
+        }
     }
 
     /// True when no row is to be written on its own account.

@@ -14,6 +14,7 @@ use crate::compile::port_functions::FunctionId;
 use crate::compile::prefixes::{Net, Row};
 use crate::compile::services::{self, Key};
 use crate::hash::HashMap;
+use crate::model::Protocol;
 
 /// A key's class before and after.
 pub(super) type Change = (ClassId, ClassId);
@@ -75,11 +76,13 @@ pub(super) struct Transition<'a> {
 #[derive(Clone, Debug)]
 pub(super) struct ServiceRow {
     pub(super) key: Key,
-    /// It is in the map.
-    pub(super) was_there: bool,
     /// Nothing is to be said of the port any more.
-    pub(super) is_gone: bool,
-    pub(super) backends: Vec<BackendRow>,
+    is_gone: bool,
+    backends: Vec<BackendRow>,
+    /// Those that were behind it when it was written last.
+    before: Vec<BackendRow>,
+    /// Some of those are not behind it any more.
+    has_lost: bool,
 }
 
 /// A backend of a [`ServiceRow`].
@@ -101,21 +104,32 @@ impl ServiceRow {
     }
 
     fn of(compiler: &Compiler, key: Key) -> Self {
-        let wanted = compiler.services.backends(key);
-        let backends = wanted.unwrap_or_default().iter();
-        let backends = backends.map(|(address, port)| {
-            let Row { old, new, .. } = compiler.addresses.row(*address, &compiler.prefixes).row;
-            BackendRow {
-                port: *port,
-                old,
-                new,
-            }
-        });
+        let rows = |backends: &[(Address, u16)]| {
+            let backends = backends.iter();
+            let backends = backends.map(|(address, port)| {
+                let Row { old, new, .. } = compiler.addresses.row(*address, &compiler.prefixes).row;
+                BackendRow {
+                    port: *port,
+                    old,
+                    new,
+                }
+            });
+            backends.collect()
+        };
+        let (before, wanted) = (
+            compiler.services.before(key),
+            compiler.services.backends(key),
+        );
+        let backends = wanted.unwrap_or_default();
         Self {
             key,
-            was_there: compiler.services.present(key).is_some(),
             is_gone: wanted.is_none(),
-            backends: backends.collect(),
+            backends: rows(backends),
+            before: rows(before),
+            // Both are in order.
+            has_lost: before
+                .iter()
+                .any(|backend| backends.binary_search(backend).is_err()),
         }
     }
 
@@ -317,19 +331,36 @@ impl<'a> Transition<'a> {
         published > leaving
     }
 
-    /// True when an endpoint that keeps its set judges a Service differently because its backends are
-    /// other peers now. What comes or goes behind one is of no concern to flows that the Service
-    /// proxy has placed.
+    /// True when flows to a Service have to be judged again: some of those that were behind it are
+    /// other peers now, to an endpoint that keeps its set; or nobody was, and flows were let through to
+    /// where there is somebody now. Else what comes or goes behind one is of no concern to flows that the
+    /// Service proxy has placed; but it places UDP's anew when their backend goes.
     fn is_service_stamped(&self, service: &ServiceRow) -> bool {
-        let before = service.with(|(old, _)| old).filter(|_| service.was_there);
-        let (Some(before), Some(after)) = (before, service.with(|(_, new)| new)) else {
-            return false;
-        };
-        let backends = service.backends.iter();
-        let mut concerned: BTreeSet<SetId> = BTreeSet::new();
-        for backend in backends.filter(|backend| backend.old != backend.new) {
-            concerned.extend(self.concerned((backend.old, backend.new)));
+        if service.before.is_empty() {
+            return !service.backends.is_empty();
         }
+        let row = |backends: &[BackendRow], class: fn(&BackendRow) -> ClassId| {
+            let kinds = backends
+                .iter()
+                .map(|backend| (class(backend), backend.port));
+            services::row(&kinds.collect::<Vec<_>>())
+        };
+        let before = row(&service.before, |backend| backend.old);
+        let is_udp = Protocol(service.key.protocol) == Protocol::UDP;
+        let after = if is_udp && service.has_lost && !service.is_gone {
+            row(&service.backends, |backend| backend.new)
+        } else {
+            row(&service.before, |backend| backend.new)
+        };
+        if before == after {
+            return false;
+        }
+        let classes = before.backends.iter().chain(&after.backends);
+        let tokens = classes.flat_map(|backend| {
+            let class = ClassId(backend.class);
+            self.compiler.classes.tokens(class).iter().copied()
+        });
+        let concerned = self.compiler.sets_of(tokens);
         let passes = |set, row| {
             let protocol = service.key.protocol;
             self.compiler.passes_to_service(set, protocol, row)

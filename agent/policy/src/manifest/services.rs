@@ -16,6 +16,10 @@ use crate::model::{
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// Endpoints of one slice: the API server takes no more.
 const MAX_ENDPOINTS: usize = 1000;
+/// The label of a Service that another proxy than the cluster's serves.
+const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// Ports of addresses of one Service: the room of all is the node's.
+const MAX_FRONTENDS: usize = 4096;
 /// What stands in `clusterIP` of a headless Service.
 const HEADLESS: &str = "None";
 
@@ -38,9 +42,19 @@ pub(super) fn service(object: &core::Service) -> (Option<Service>, Vec<Finding>)
     };
     let spec = object.spec.clone().unwrap_or_default();
     let mut addresses = Vec::new();
-    // An external name is an answer of DNS's: nothing is taken elsewhere.
-    if spec.type_.as_deref() != Some("ExternalName") {
-        virtual_addresses(&mut reader, object, &spec, &mut addresses);
+    let mut external_addresses = Vec::new();
+    if is_served(object, &spec) {
+        cluster_addresses(&mut reader, &spec, &mut addresses);
+        let families: Vec<bool> = addresses.iter().map(IpAddr::is_ipv4).collect();
+        balancer_addresses(&mut reader, object, &mut addresses);
+        for (index, text) in spec.external_ips.iter().flatten().enumerate() {
+            let field = format!("spec.externalIPs[{index}]");
+            reader.address(&mut external_addresses, field, text);
+        }
+        // A Service proxy serves a family by its cluster IP: without one it looks at nothing else.
+        for found in [&mut addresses, &mut external_addresses] {
+            found.retain(|address| families.contains(&address.is_ipv4()));
+        }
     }
     let mut ports: Vec<ServicePort> = Vec::new();
     for (index, port) in spec.ports.iter().flatten().enumerate() {
@@ -55,20 +69,36 @@ pub(super) fn service(object: &core::Service) -> (Option<Service>, Vec<Finding>)
             });
         }
     }
+    let most = MAX_FRONTENDS / (addresses.len() + external_addresses.len()).max(1);
+    if ports.len() > most {
+        reader.error(
+            "spec.ports",
+            format!(
+                "{}: with so many addresses at most {most}; those after it are left out, and judged \
+                 by the address",
+                ports.len()
+            ),
+        );
+        ports.truncate(most);
+    }
     let service = Service {
         name,
         addresses,
+        external_addresses,
         ports: ports.into(),
     };
     (Some(service), reader.finish())
 }
 
-fn virtual_addresses(
-    reader: &mut Reader,
-    object: &core::Service,
-    spec: &core::ServiceSpec,
-    addresses: &mut Vec<IpAddr>,
-) {
+/// True for a Service that Service proxies take traffic of. Not for a name that DNS answers, nor where
+/// another proxy is named (Kubernetes documentation, well-known labels).
+fn is_served(object: &core::Service, spec: &core::ServiceSpec) -> bool {
+    let labels = object.metadata.labels.iter().flatten();
+    let is_others = labels.into_iter().any(|(key, _)| key == PROXY_NAME_LABEL);
+    !is_others && spec.type_.as_deref() != Some("ExternalName")
+}
+
+fn cluster_addresses(reader: &mut Reader, spec: &core::ServiceSpec, addresses: &mut Vec<IpAddr>) {
     let single = spec.cluster_ip.iter();
     let all = spec.cluster_ips.iter().flatten();
     let stated = all
@@ -77,9 +107,9 @@ fn virtual_addresses(
     for text in stated {
         reader.address(addresses, "spec.clusterIPs".to_owned(), text);
     }
-    for (index, text) in spec.external_ips.iter().flatten().enumerate() {
-        reader.address(addresses, format!("spec.externalIPs[{index}]"), text);
-    }
+}
+
+fn balancer_addresses(reader: &mut Reader, object: &core::Service, addresses: &mut Vec<IpAddr>) {
     let status = object.status.as_ref();
     let balancer = status.and_then(|status| status.load_balancer.as_ref());
     let ingress = balancer.and_then(|balancer| balancer.ingress.as_ref());
@@ -223,14 +253,9 @@ mod tests {
                 {"ip": "203.0.113.1"}, {"ip": "203.0.113.2", "ipMode": "Proxy"},
                 {"hostname": "lb.example"}, {"ip": "203.0.113.3", "ipMode": "VIP"}]}},
         }));
-        let expected = [
-            "10.96.0.1",
-            "fd00::1",
-            "192.0.2.1",
-            "203.0.113.1",
-            "203.0.113.3",
-        ];
+        let expected = ["10.96.0.1", "fd00::1", "203.0.113.1", "203.0.113.3"];
         assert_eq!(service.addresses, addresses(&expected));
+        assert_eq!(service.external_addresses, addresses(&["192.0.2.1"]));
         let ports: Vec<_> = service
             .ports
             .iter()
@@ -240,16 +265,52 @@ mod tests {
     }
 
     #[test]
-    fn headless_services_and_external_names_are_nowhere() {
-        for spec in [
-            json!({"clusterIP": "None", "clusterIPs": ["None"], "ports": [{"port": 80}]}),
-            json!({"clusterIP": "", "ports": [{"port": 80}]}),
-            json!({"type": "ExternalName", "externalName": "a.example",
-                   "externalIPs": ["192.0.2.1"]}),
+    fn what_no_service_proxy_serves_is_nowhere() {
+        for (labels, spec) in [
+            (
+                json!({}),
+                json!({"clusterIP": "None", "clusterIPs": ["None"],
+                               "externalIPs": ["192.0.2.1"], "ports": [{"port": 80}]}),
+            ),
+            (
+                json!({}),
+                json!({"clusterIP": "", "externalIPs": ["192.0.2.1"]}),
+            ),
+            (
+                json!({}),
+                json!({"clusterIP": "10.96.0.1", "externalIPs": ["fd00::1"]}),
+            ),
+            (
+                json!({}),
+                json!({"type": "ExternalName", "externalName": "a.example",
+                               "externalIPs": ["192.0.2.1"]}),
+            ),
+            (
+                json!({"service.kubernetes.io/service-proxy-name": "other"}),
+                json!({"clusterIP": "10.96.0.1", "externalIPs": ["192.0.2.1"]}),
+            ),
         ] {
-            let service = read(json!({"metadata": {"name": "web"}, "spec": spec}));
-            assert_eq!(service.addresses, [] as [IpAddr; 0], "{spec}");
+            let metadata = json!({"name": "web", "labels": labels});
+            let service = read(json!({"metadata": metadata, "spec": spec}));
+            assert_eq!(service.external_addresses, [] as [IpAddr; 0], "{spec}");
+            let is_virtual = service.addresses == addresses(&["10.96.0.1"]);
+            assert!(service.addresses.is_empty() || is_virtual, "{spec}");
         }
+    }
+
+    #[test]
+    fn one_service_takes_no_more_than_its_share_of_the_room() {
+        let ports: Vec<_> = (1..=5000)
+            .map(|port| json!({"name": format!("p{port}"), "port": port}))
+            .collect();
+        let document = json!({"metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"clusterIPs": ["10.96.0.1", "fd00::1"], "ports": ports}});
+        let (service, findings) = service(&from_value(document).unwrap());
+        assert_eq!(service.unwrap().ports.len(), 2048);
+        assert!(
+            findings[0].to_string().contains("at most 2048"),
+            "{findings:?}"
+        );
     }
 
     fn slice(address_type: &str, endpoints: &Value) -> EndpointSlice {

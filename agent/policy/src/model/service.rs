@@ -10,10 +10,13 @@ use super::{ObjectName, Protocol};
 pub struct Service {
     /// Namespace and name.
     pub name: ObjectName,
-    /// `spec.clusterIPs` (or `spec.clusterIP`), `spec.externalIPs` and
-    /// `status.loadBalancer.ingress` addresses of mode VIP: what a packet shows before the Service
-    /// proxy has chosen a backend. None of a headless Service or one of type `ExternalName`.
+    /// `spec.clusterIPs` (or `spec.clusterIP`) and `status.loadBalancer.ingress` addresses of mode VIP,
+    /// of families with a cluster IP: what a packet shows before the Service proxy has chosen a backend.
+    /// None of what no Service proxy serves: headless, of type `ExternalName`, or of another's.
     pub addresses: Vec<IpAddr>,
+    /// `spec.externalIPs` of the same families: whoever owns the Service names them, and may name
+    /// anybody's.
+    pub external_addresses: Vec<IpAddr>,
     /// `spec.ports`.
     pub ports: Arc<[ServicePort]>,
 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use agent_common::Address;
 use agent_common::judge::{PolicyTables as _, judge_peer, peer_of};
-use agent_common::maps::{IdKind, NAME_SLOT, NameKey, PeerEntry, ServiceKey, peer_bucket};
+use agent_common::maps::{
+    IdKind, NAME_SLOT, NameKey, PeerEntry, SERVICE_MANY, ServiceKey, peer_bucket,
+};
 use agent_policy::cluster::{Cluster, Frontend};
 use agent_policy::engine::{Engine, LocalEndpoint, Options};
 use agent_policy::evaluate;
@@ -363,6 +365,19 @@ impl Node {
         self.published().into_iter().map(named).collect()
     }
 
+    /// True for a port of a virtual address with more kinds of backends than its row can tell: closed
+    /// to whom policy isolates, whatever it says of each.
+    pub(crate) fn has_too_many_kinds(&self, address: IpAddr, protocol: u8, port: u16) -> bool {
+        let key = ServiceKey {
+            address: Address::from(address),
+            port,
+            protocol,
+            reserved: 0,
+        };
+        let row = self.tables.services.get(&key);
+        row.is_some_and(|row| row.count == SERVICE_MANY)
+    }
+
     /// Verdicts and deciding rules are those of the specification; ids are reserved and named.
     pub(crate) fn check_against_specification(&self) -> Result<(), TestCaseError> {
         let cluster = self.engine.cluster();
@@ -377,7 +392,9 @@ impl Node {
         prop_assert_eq!(published, expected, "published endpoints");
         for (packet, verdict) in &verdicts {
             let pod = &self.identities[&packet.ifindex];
-            if pod.addresses.contains(&packet.peer) {
+            if pod.addresses.contains(&packet.peer)
+                || self.has_too_many_kinds(packet.peer, packet.protocol, packet.port)
+            {
                 continue;
             }
             let wanted = specified(cluster, pod, packet);

@@ -65,6 +65,9 @@ impl Node {
                     continue;
                 };
                 for (protocol, port) in world::protocols_and_ports() {
+                    if self.has_too_many_kinds(peer, protocol, port) {
+                        continue;
+                    }
                     let protocol = if protocol == 1 && peer.is_ipv6() {
                         58
                     } else {

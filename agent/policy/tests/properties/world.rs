@@ -304,9 +304,11 @@ fn service() -> impl Strategy<Value = Change> {
                 protocol,
                 port,
             });
+        let mut addresses = addresses.iter().map(|text| text.parse().unwrap());
         Change::Service(Box::new(Service {
             name,
-            addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+            external_addresses: addresses.next().into_iter().collect(),
+            addresses: addresses.collect(),
             ports: ports.collect(),
         }))
     })

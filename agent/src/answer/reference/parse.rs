@@ -24,7 +24,9 @@ pub enum ReferenceError {
         kind: String,
     },
     /// A virtual address is not a place where policy is judged.
-    #[error("{0:?}: Services are not followed yet; name the workload behind it")]
+    #[error(
+        "{0:?}: a Service is not found by its name yet; write its address, as ip:10.96.0.10, or a workload behind it"
+    )]
     Service(String),
     /// A form that stands in edges or will mean something one day, and means nobody today.
     #[error(

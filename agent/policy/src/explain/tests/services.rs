@@ -93,3 +93,53 @@ fn a_service_without_backends_refuses_by_itself() {
     assert_eq!(explained.egress.decision.reason, Reason::NoEndpoints);
     assert!(explained.egress.nearest.is_empty());
 }
+
+/// A Service of this spec with `web` behind it, or nobody.
+fn cluster(spec: &str, behind: &str) -> Cluster {
+    written::cluster(&format!(
+        "
+kind: Service
+metadata: {{name: web}}
+spec: {spec}
+---
+kind: EndpointSlice
+metadata: {{name: web-x, labels: {{kubernetes.io/service-name: web}}}}
+addressType: IPv4
+endpoints: [{behind}]
+ports: [{{port: 8080}}]
+"
+    ))
+}
+
+fn backends(cluster: &Cluster, address: &str) -> Option<Vec<String>> {
+    let backends = cluster.backends(address.parse().unwrap(), Protocol::TCP, 80)?;
+    let backends = backends.into_iter();
+    Some(backends.map(|(ip, port)| format!("{ip}:{port}")).collect())
+}
+
+#[test]
+fn an_address_that_a_services_owner_names_has_to_be_allowed_itself() {
+    let spec = "{clusterIP: 10.96.0.1, externalIPs: [10.0.0.9], ports: [{port: 80}]}";
+    let served = cluster(spec, WEB);
+    let both = ["10.0.0.2:8080", "10.0.0.9:80"].map(str::to_owned);
+    assert_eq!(backends(&served, "10.0.0.9"), Some(both.to_vec()));
+    assert_eq!(backends(&served, "10.96.0.1"), Some(both[..1].to_vec()));
+    let nobody = cluster(spec, "");
+    assert_eq!(backends(&nobody, "10.0.0.9"), Some(both[1..].to_vec()));
+    assert_eq!(backends(&nobody, "10.96.0.1"), Some(Vec::new()));
+    // Which no Service proxy takes anywhere.
+    let headless = "{clusterIP: None, externalIPs: [10.0.0.9], ports: [{port: 80}]}";
+    assert_eq!(backends(&cluster(headless, WEB), "10.0.0.9"), None);
+}
+
+#[test]
+fn what_stands_in_for_a_service_is_judged_by_itself_when_nobody_is_behind_that() {
+    let spec = "{clusterIP: 10.96.0.1, ports: [{port: 80}]}";
+    for (behind, expected) in [(WEB, Some(vec!["10.0.0.2:8080".to_owned()])), ("", None)] {
+        let mut cluster = cluster(spec, behind);
+        let service = ObjectName::new("default", "web");
+        let touched = cluster.stand_in("169.254.20.10".parse().unwrap(), service);
+        assert_eq!(touched.virtual_addresses.len(), 1);
+        assert_eq!(backends(&cluster, "169.254.20.10"), expected);
+    }
+}
