@@ -25,7 +25,7 @@ pub enum ReferenceError {
     },
     /// A virtual address is not a place where policy is judged.
     #[error(
-        "{0:?}: a Service is not found by its name yet; write its address, as ip:10.96.0.10, or a workload behind it"
+        "{0:?}: a Service is not found by its name yet; name the workload behind it, or its address as ip:10.96.0.10"
     )]
     Service(String),
     /// A form that stands in edges or will mean something one day, and means nobody today.
