@@ -128,10 +128,12 @@ fn the_account_may_list_and_watch_what_policy_is_made_of_and_nothing_else() -> R
     own.sort();
     ensure!(
         own == [
+            "endpointslices.discovery.k8s.io [] [] [list watch]",
             "namespaces [] [] [list watch]",
             "networkpolicies.networking.k8s.io [] [] [list watch]",
             "nodes [] [] [list watch]",
             "pods [] [] [list watch]",
+            "services [] [] [list watch]",
         ],
         "{own:#?}"
     );
